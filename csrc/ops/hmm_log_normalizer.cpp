@@ -1,0 +1,128 @@
+#include "ops/hmm_log_normalizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+
+#include "ops/hmm_shared.h"
+#include "ops/hmm_tensors.h"
+
+namespace sumprod {
+
+namespace {
+
+Tensor hmm_log_normalizer(const Tensor& initial, const Tensor& transition, const Tensor& emission,
+                          std::optional<Tensor> lengths) {
+  const HmmInputs in("hmm_log_normalizer", initial, transition, emission, lengths);
+  Tensor result = in.empty({in.problem.batch});
+  // Sequences without steps have exactly one (empty) path of weight 1.
+  if (in.problem.lengths != nullptr || in.problem.steps == 0) torch::stable::fill_(result, 0.0);
+  const HmmLogNormalizerOutputs outputs{result.mutable_data_ptr()};
+  HmmRun run{SUMPROD_KERNEL(hmm_log_normalizer_group), &outputs};
+  run_hmm(in.problem, run);
+  return result;
+}
+
+TransitionGradient kind_of(const HmmProblem& problem, const Tensor& transition) {
+  const bool own = transition.size(0) > 1 || problem.batch == 1, steps = transition.size(1) > 1;
+  if (own && problem.transition_batch == 0 && !steps) return TransitionGradient::shared;  // batch of one
+  if (steps) return own ? TransitionGradient::own_steps : TransitionGradient::shared_steps;
+  return own ? TransitionGradient::own : TransitionGradient::shared;
+}
+
+// Partial sums that a shared S x S gradient is gathered in. A function of the sizes alone, so
+// that the order of additions does not depend on threads; bounded so that memory stays modest.
+int64_t partial_sums(const HmmProblem& problem) {
+  constexpr int64_t kBytes = int64_t(64) << 20;
+  const int64_t square = problem.states * problem.states * static_cast<int64_t>(sizeof(double));
+  return std::clamp<int64_t>(kBytes / square, 1, 64);
+}
+
+// out[k] = sum over `rows` of partial[row][k], in row order.
+template <class Real>
+void add_rows(const double* partial, int64_t rows, int64_t size, Real* out) {
+  for (int64_t k = 0; k < size; ++k) {
+    double total = 0.0;
+    for (int64_t r = 0; r < rows; ++r) total += partial[r * size + k];
+    out[k] = static_cast<Real>(total);
+  }
+}
+
+void add_rows(const HmmProblem& problem, const double* partial, int64_t rows, int64_t size, Tensor& out) {
+  if (problem.is_double) return add_rows(partial, rows, size, out.mutable_data_ptr<double>());
+  add_rows(partial, rows, size, out.mutable_data_ptr<float>());
+}
+
+template <class Real>
+void add_batch(const Real* rows, int64_t batch, int64_t states, Real* out) {
+  for (int64_t s = 0; s < states; ++s) {
+    double total = 0.0;
+    for (int64_t b = 0; b < batch; ++b) total += static_cast<double>(rows[b * states + s]);
+    out[s] = static_cast<Real>(total);
+  }
+}
+
+// The initial gradient in the shape of `initial`: summed over the batch where that is shared.
+Tensor like_initial(const HmmInputs& in, const Tensor& per_sequence) {
+  if (in.initial.size(0) == in.problem.batch) return per_sequence;
+  Tensor out = in.empty({1, in.problem.states});
+  if (in.problem.is_double) {
+    add_batch(per_sequence.const_data_ptr<double>(), in.problem.batch, in.problem.states, out.mutable_data_ptr<double>());
+  } else {
+    add_batch(per_sequence.const_data_ptr<float>(), in.problem.batch, in.problem.states, out.mutable_data_ptr<float>());
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> hmm_log_normalizer_backward(const Tensor& grad, const Tensor& initial,
+                                                               const Tensor& transition, const Tensor& emission,
+                                                               std::optional<Tensor> lengths) {
+  const HmmInputs in("hmm_log_normalizer_backward", initial, transition, emission, lengths);
+  const HmmProblem& problem = in.problem;
+  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == problem.batch && grad.scalar_type() == emission.scalar_type(),
+                  "sumprod::hmm_log_normalizer_backward: grad must be [B] in the emission's dtype");
+  const Tensor upstream = grad.is_contiguous() ? grad : torch::stable::contiguous(grad);
+  const int64_t square = problem.states * problem.states;
+  const TransitionGradient kind = kind_of(problem, in.transition);
+  const bool partial = kind == TransitionGradient::shared || kind == TransitionGradient::shared_steps;
+
+  Tensor grad_initial = in.empty({problem.batch, problem.states});
+  Tensor grad_emission = in.empty({problem.batch, problem.steps, problem.states});
+  Tensor grad_transition = in.empty({in.transition.size(0), in.transition.size(1), problem.states, problem.states});
+  if (problem.lengths != nullptr || problem.steps == 0) {
+    torch::stable::fill_(grad_initial, 0.0);
+    fill_padding(problem, grad_emission, problem.steps, problem.states, 0, 0.0);
+  }
+  const int64_t units = kind == TransitionGradient::shared ? partial_sums(problem) : 1;
+  Tensor sums = in.zeros_double({partial ? units : 0, partial ? in.transition.size(1) : 0, square});
+  if (!partial) torch::stable::fill_(grad_transition, 0.0);
+
+  const HmmLogNormalizerGradients outputs{upstream.const_data_ptr(), grad_initial.mutable_data_ptr(),
+                                          grad_emission.mutable_data_ptr(),
+                                          partial ? sums.mutable_data_ptr() : grad_transition.mutable_data_ptr(), kind};
+  HmmRun run{SUMPROD_KERNEL(hmm_log_normalizer_backward_group), &outputs};
+  run.backward = true;
+  run.by_state = kind != TransitionGradient::shared;
+  if (partial) run.max_units = units;
+  run_hmm(problem, run);
+  if (partial) add_rows(problem, sums.const_data_ptr<double>(), units, in.transition.size(1) * square, grad_transition);
+  return {like_initial(in, grad_initial), grad_transition, grad_emission};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
+  m.def("hmm_log_normalizer(Tensor initial, Tensor transition, Tensor emission, Tensor? lengths) -> Tensor");
+  m.def(
+      "hmm_log_normalizer_backward(Tensor grad, Tensor initial, Tensor transition, Tensor emission, Tensor? lengths) "
+      "-> (Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) {
+  m.impl("hmm_log_normalizer", TORCH_BOX(&hmm_log_normalizer));
+  m.impl("hmm_log_normalizer_backward", TORCH_BOX(&hmm_log_normalizer_backward));
+}
+
+}  // namespace sumprod
