@@ -103,30 +103,45 @@ SUMPROD_INLINE void for_each_block(const Weights<Real>& weights, int64_t states,
   }
 }
 
-// Per lane l, the weight of row i (from-state) and column index[l] (to-state); lane = sequence.
-// Up to four registers of columns are looked up by permutation, more are fetched lane by lane.
-template <class Real>
-SUMPROD_INLINE Vec<Real> weight_at(const Real* rows, int64_t panel, int64_t states, int64_t i, Int<Real> index) {
+// Calls use(at), where at(rows, i) is, per lane l, the weight of row i (from-state) and column
+// index[l] (to-state) of a matrix in panels; lane = sequence. A few columns are looked up by
+// permuting registers, more are gathered.
+template <class Real, class Use>
+SUMPROD_INLINE void with_columns(int64_t panel, int64_t states, Int<Real> index, Use use) {
   constexpr int W = Simd<Real>::kWidth;
 #if defined(__GNUC__) && !defined(__clang__)
   if constexpr (kBlock == W) {
-    const Real* row = rows + i * panel;
     const int64_t next = panel * states;
-    if (states <= W) return __builtin_shuffle(load(row), index);
-    const Vec<Real> low = __builtin_shuffle(load(row), load(row + next), index);
-    if (states <= 2 * W) return low;
+    if (states <= W) {
+      return use([=](const Real* rows, int64_t i) SUMPROD_INLINE_LAMBDA {
+        return __builtin_shuffle(load(rows + i * panel), index);
+      });
+    }
+    if (states <= 2 * W) {
+      return use([=](const Real* rows, int64_t i) SUMPROD_INLINE_LAMBDA {
+        const Real* row = rows + i * panel;
+        return __builtin_shuffle(load(row), load(row + next), index);
+      });
+    }
     if (states <= 4 * W) {
-      const Vec<Real> third = load(row + 2 * next), fourth = states > 3 * W ? load(row + 3 * next) : third;
-      return index < 2 * W ? low : __builtin_shuffle(third, fourth, index);
+      const int64_t fourth = states > 3 * W ? 3 * next : 2 * next;
+      return use([=](const Real* rows, int64_t i) SUMPROD_INLINE_LAMBDA {
+        const Real* row = rows + i * panel;
+        const Vec<Real> low = __builtin_shuffle(load(row), load(row + next), index);
+        const Vec<Real> high = __builtin_shuffle(load(row + 2 * next), load(row + fourth), index);
+        return index < 2 * W ? low : high;
+      });
     }
   }
 #endif
-  Vec<Real> result = {};
-  for (int l = 0; l < W; ++l) {
-    const int64_t j = index[l];
-    result[l] = rows[j / panel * panel * states + i * panel + j % panel];
-  }
-  return result;
+  int64_t offset[W];
+  for (int l = 0; l < W; ++l) offset[l] = index[l] / panel * panel * states + index[l] % panel;
+  use([&](const Real* rows, int64_t i) SUMPROD_INLINE_LAMBDA {
+    Vec<Real> result = {};
+    SUMPROD_UNROLL
+    for (int l = 0; l < W; ++l) result[l] = rows[i * panel + offset[l]];
+    return result;
+  });
 }
 
 // ---- Linear -------------------------------------------------------------------------------
@@ -157,7 +172,7 @@ struct Linear {
   static SUMPROD_INLINE Number select(Int<Real> mask, Number a, Number b) { return {mask ? a.f : b.f}; }
 
   static SUMPROD_INLINE V peak_start() { return V{}; }
-  static SUMPROD_INLINE V peak(Number x, V so_far) { return max_keep_left(x.f, so_far); }
+  static SUMPROD_INLINE V peak(Number x, V so_far) { return max_fast(x.f, so_far); }
   static SUMPROD_INLINE Scale scale_from(V peak) {
     const Int<Real> k = exponent_of<Real>(peak);
     return {pow2_negated<Real>(k), as_real(as_bits(splat(Simd<Real>::kRound)) + k) - Simd<Real>::kRound};
@@ -177,11 +192,15 @@ struct Linear {
 
   template <int N, class Use>
   static SUMPROD_INLINE void block(const Real* rows, int64_t row, const Real* in, int64_t states, int64_t v, Use& use) {
-    V sum[N] = {};
+    V sum[N];
+    SUMPROD_UNROLL
+    for (int k = 0; k < N; ++k) sum[k] = V{};
     for (int64_t i = 0; i < states; ++i, rows += row) {
       const V m = Layout::entry(in, i);
+      SUMPROD_UNROLL
       for (int k = 0; k < N; ++k) sum[k] += m * Layout::weight(rows, k);
     }
+    SUMPROD_UNROLL
     for (int k = 0; k < N; ++k) use(v + k, Number{sum[k]});
   }
 
@@ -237,7 +256,7 @@ struct Extended {
   }
 
   static SUMPROD_INLINE V peak_start() { return splat(-kInfinity<Real>); }
-  static SUMPROD_INLINE V peak(Number x, V so_far) { return max_keep_left(x.e, so_far); }
+  static SUMPROD_INLINE V peak(Number x, V so_far) { return max_fast(x.e, so_far); }
   static SUMPROD_INLINE Scale scale_from(V peak) { return {peak == -kInfinity<Real> ? V{} : peak}; }
   static SUMPROD_INLINE Scale unit_scale() { return {V{}}; }
   static SUMPROD_INLINE Scale select(Int<Real> mask, Scale a, Scale b) {
@@ -285,20 +304,27 @@ struct Extended {
                                    int64_t vectors, int64_t v, Use& use) {
     const Real* in_e = in + vectors * W;
     V top[N];
+    SUMPROD_UNROLL
     for (int k = 0; k < N; ++k) top[k] = splat(-kInfinity<Real>);
     for (int64_t i = 0; i < states; ++i) {
       const V m = Layout::entry(in_e, i);
+      SUMPROD_UNROLL
       for (int k = 0; k < N; ++k) top[k] = max_fast(m + Layout::weight(e + i * row, k), top[k]);
     }
+    SUMPROD_UNROLL
     for (int k = 0; k < N; ++k) top[k] = top[k] == -kInfinity<Real> ? V{} : top[k];
-    V sum[N] = {};
+    V sum[N];
+    SUMPROD_UNROLL
+    for (int k = 0; k < N; ++k) sum[k] = V{};
     for (int64_t i = 0; i < states; ++i) {
       const V m = Layout::entry(in, i), m_e = Layout::entry(in_e, i);
+      SUMPROD_UNROLL
       for (int k = 0; k < N; ++k) {
         const V scale = pow2_nonpositive<Real>((m_e + Layout::weight(e + i * row, k)) - top[k]);
         sum[k] += (m * Layout::weight(f + i * row, k)) * scale;
       }
     }
+    SUMPROD_UNROLL
     for (int k = 0; k < N; ++k) use(v + k, normalized(sum[k], top[k]));
   }
 
@@ -340,12 +366,16 @@ struct MaxPlus {
 
   template <int N, class Use>
   static SUMPROD_INLINE void block(const Real* rows, int64_t row, const Real* in, int64_t states, int64_t v, Use& use) {
+    const V one = opaque_one<Real>();
     V best[N];
+    SUMPROD_UNROLL
     for (int k = 0; k < N; ++k) best[k] = splat(-kInfinity<Real>);
     for (int64_t i = 0; i < states; ++i, rows += row) {
       const V m = Layout::entry(in, i);
-      for (int k = 0; k < N; ++k) best[k] = max_fast(m + Layout::weight(rows, k), best[k]);
+      SUMPROD_UNROLL
+      for (int k = 0; k < N; ++k) best[k] = max_fast(add_beside_max(m, Layout::weight(rows, k), one), best[k]);
     }
+    SUMPROD_UNROLL
     for (int k = 0; k < N; ++k) use(v + k, best[k]);
   }
 

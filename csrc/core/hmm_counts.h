@@ -113,14 +113,23 @@ class TransitionCounts {
   void product(int64_t j, int64_t v) {
     const Real* to = to_ + j * kChunk * Layout::kMessage;
     const Real* from = from_ + v * kChunk * W;
-    V sum[kSide][kSide] = {};
+    V sum[kSide][kSide];
+    SUMPROD_UNROLL
+    for (int a = 0; a < kSide; ++a) {
+      SUMPROD_UNROLL
+      for (int b = 0; b < kSide; ++b) sum[a][b] = V{};
+    }
     for (int64_t k = 0; k < filled_; ++k, to += kSide * Layout::kMessage, from += kSide * W) {
+      SUMPROD_UNROLL
       for (int a = 0; a < kSide; ++a) {
         const V y = Layout::entry(to, a);
+        SUMPROD_UNROLL
         for (int b = 0; b < kSide; ++b) sum[a][b] += y * load(from + b * W);
       }
     }
+    SUMPROD_UNROLL
     for (int a = 0; a < kSide; ++a) {
+      SUMPROD_UNROLL
       for (int b = 0; b < kSide; ++b) {
         Real* count = counts_ + ((j + a) * columns_ + v + b) * W;
         store(count, load(count) + sum[a][b]);

@@ -21,6 +21,7 @@ using sumprod::HmmProblem;
 // Accumulators that stay in registers: half of the 32 (AVX-512) or of the 16 (others).
 constexpr int kBlock = SUMPROD_VECTOR_BYTES == 64 ? 16 : 8;
 constexpr int64_t kTileBytes = 16 * 1024;
+constexpr int64_t kPrefetch = 64;  // reals ahead, in each of W streams
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -175,6 +176,7 @@ class Tile {
   }
   void fill();
   void fill_flat();
+  Vec<Real> load_part(int l, int64_t k) const;
   void flush_flat();
 
   const Lanes<Layout>& lanes_;
@@ -191,22 +193,34 @@ class Tile {
 template <class Layout, class External>
 void Tile<Layout, External>::fill_flat() {
   const int64_t first = begin_ * states_, last = end_ * states_;
+  const int64_t whole = lanes_.shortest * states_ - W;  // up to here no lane ends inside a register
   for (int64_t k = first; k < last; k += W) {
     Vec<Real> square[W];
-    for (int l = 0; l < W; ++l) {
-      const Real* source = reinterpret_cast<const Real*>(rows_[l]) + k;
-      const int64_t left = lanes_.length[l] * states_ - k;
-      if (left >= W) {
+    if (k <= whole) {
+      SUMPROD_UNROLL
+      for (int l = 0; l < W; ++l) {
+        const Real* source = reinterpret_cast<const Real*>(rows_[l]) + k;
         square[l] = load(source);
-      } else {
-        Real part[W] = {};
-        for (int64_t i = 0; i < left; ++i) part[i] = source[i];
-        square[l] = load(part);
+        __builtin_prefetch(source + kPrefetch);
       }
+    } else {
+      for (int l = 0; l < W; ++l) square[l] = load_part(l, k);
     }
     transpose<Real>(square);
-    for (int i = 0; i < W; ++i) store(data_ + (k - first + i) * W, square[i]);
+    Real* target = data_ + (k - first) * W;
+    SUMPROD_UNROLL
+    for (int i = 0; i < W; ++i) store(target + i * W, square[i]);
   }
+}
+
+// The W numbers from the k-th on of lane l, zeros past its end.
+template <class Layout, class External>
+Vec<typename Layout::Real> Tile<Layout, External>::load_part(int l, int64_t k) const {
+  const Real* source = reinterpret_cast<const Real*>(rows_[l]) + k;
+  const int64_t left = smaller(lanes_.length[l] * states_ - k, W);
+  Real part[W] = {};
+  for (int64_t i = 0; i < left; ++i) part[i] = source[i];
+  return load(part);
 }
 
 template <class Layout, class External>
@@ -214,6 +228,7 @@ void Tile<Layout, External>::flush_flat() {
   const int64_t first = begin_ * states_, last = end_ * states_;
   for (int64_t k = first; k < last; k += W) {
     Vec<Real> square[W];
+    SUMPROD_UNROLL
     for (int i = 0; i < W; ++i) square[i] = load(data_ + (k - first + i) * W);
     transpose<Real>(square);
     for (int l = 0; l < lanes_.count; ++l) {

@@ -21,6 +21,9 @@
 #define SUMPROD_INLINE inline __attribute__((always_inline))
 #define SUMPROD_INLINE_LAMBDA __attribute__((always_inline))
 
+// Loops over a block of accumulators must unroll entirely, or the accumulators live in memory.
+#define SUMPROD_UNROLL _Pragma("GCC unroll 16")
+
 namespace {
 
 typedef float VecF __attribute__((vector_size(SUMPROD_VECTOR_BYTES)));
@@ -42,7 +45,8 @@ struct Simd<float> {
   static constexpr int kBias = 127;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kRoundLimit = 4194304.0f;
-  static constexpr float kExpLowest = -104.0f;  // exp(x) is 0 below, even as a denormal
+  // exp() clamps here: x rounds to n = -127, whose power of two is made from zero bits, so is 0.
+  static constexpr float kExpLowest = -88.0f;
   // ln 2 in two parts; the first has so few bits that n * kLn2High is exact for |n| < 2^15.
   static constexpr float kLn2High = 0.693359375f;
   static constexpr float kLn2Low = -2.12194440e-4f;
@@ -59,7 +63,7 @@ struct Simd<double> {
   static constexpr int kBias = 1023;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kRoundLimit = 2251799813685248.0;
-  static constexpr double kExpLowest = -746.0;
+  static constexpr double kExpLowest = -709.0;
   static constexpr double kLn2High = 6.93147180369123816490e-01;
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
   static constexpr double kLog2E = 1.44269504088896340736;
@@ -87,6 +91,39 @@ SUMPROD_INLINE void store(Real* p, Vec<Real> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// The first `count` lanes from memory (nothing is read past them), the others `fill`.
+template <class Real>
+SUMPROD_INLINE Vec<Real> load_partial(const Real* p, int64_t count, Real fill) {
+#if SUMPROD_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1u;
+  if constexpr (sizeof(Real) == 4) {
+    return (Vec<Real>)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), __mmask16(mask), p);
+  } else {
+    return (Vec<Real>)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), __mmask8(mask), p);
+  }
+#else
+  Real part[Simd<Real>::kWidth];
+  for (int i = 0; i < Simd<Real>::kWidth; ++i) part[i] = i < count ? p[i] : fill;
+  return load(part);
+#endif
+}
+
+template <class Real>
+SUMPROD_INLINE void store_partial(Real* p, int64_t count, Vec<Real> v) {
+#if SUMPROD_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1u;
+  if constexpr (sizeof(Real) == 4) {
+    _mm512_mask_storeu_ps(p, __mmask16(mask), (__m512)v);
+  } else {
+    _mm512_mask_storeu_pd(p, __mmask8(mask), (__m512d)v);
+  }
+#else
+  Real part[Simd<Real>::kWidth];
+  store(part, v);
+  for (int i = 0; i < Simd<Real>::kWidth && i < count; ++i) p[i] = part[i];
+#endif
+}
+
 // `x - zero` and not `zero + x`: only the first folds to a bare broadcast without fast-math.
 template <class Real>
 SUMPROD_INLINE Vec<Real> splat(Real x) {
@@ -98,14 +135,8 @@ SUMPROD_INLINE IntD as_bits(VecD v) { return (IntD)v; }
 SUMPROD_INLINE VecF as_real(IntF v) { return (VecF)v; }
 SUMPROD_INLINE VecD as_real(IntD v) { return (VecD)v; }
 
-// A NaN in `a` is kept, a NaN in `b` is dropped: callers pass the fresh value as `a`.
-template <class V>
-SUMPROD_INLINE V max_keep_left(V a, V b) {
-  return a < b ? b : a;
-}
-
-// The same as one instruction where the compiler does not find it by itself (it may not reorder
-// operands around NaN). If either side is NaN, the result is `b`.
+// Lane-wise maximum in one instruction, where the compiler does not find it by itself (it may not
+// reorder operands around NaN). If either side is NaN, the result is `b`.
 #if SUMPROD_VECTOR_BYTES == 64 && defined(__AVX512F__)
 SUMPROD_INLINE VecF max_fast(VecF a, VecF b) { return (VecF)_mm512_max_ps((__m512)a, (__m512)b); }
 SUMPROD_INLINE VecD max_fast(VecD a, VecD b) { return (VecD)_mm512_max_pd((__m512d)a, (__m512d)b); }
@@ -121,6 +152,28 @@ SUMPROD_INLINE V max_fast(V a, V b) {
   return a > b ? a : b;
 }
 #endif
+
+// A one that the compiler cannot see through: a * opaque_one + b is a + b to the bit, but runs in
+// the multiply-add units. Where adders and multipliers are apart (Zen), the adders also do maxima,
+// and max(a + b, c) runs at twice the rate this way. Without FMA it would be slower, so there
+// add_beside_max() just adds.
+template <class Real>
+SUMPROD_INLINE Vec<Real> opaque_one() {
+  Vec<Real> one = splat(Real(1));
+#if defined(__AVX2__)
+  __asm__("" : "+v"(one));
+#endif
+  return one;
+}
+template <class V>
+SUMPROD_INLINE V add_beside_max(V a, V b, V one) {
+#if defined(__FMA__)
+  return a * one + b;
+#else
+  (void)one;
+  return a + b;
+#endif
+}
 
 // True when some lane of a comparison's result is set.
 template <class I>
@@ -174,14 +227,50 @@ template <class Real>
 SUMPROD_INLINE void transpose(Vec<Real>* rows) {
   constexpr int kWidth = Simd<Real>::kWidth;
   Vec<Real> other[kWidth];
+  SUMPROD_UNROLL
   for (int stage = 1; stage < kWidth; stage *= 2) {
+    SUMPROD_UNROLL
     for (int i = 0; i < kWidth / 2; ++i) {
       other[2 * i] = interleave_low(rows[i], rows[i + kWidth / 2]);
       other[2 * i + 1] = interleave_high(rows[i], rows[i + kWidth / 2]);
     }
+    SUMPROD_UNROLL
     for (int i = 0; i < kWidth; ++i) rows[i] = other[i];
   }
 }
+
+#if SUMPROD_VECTOR_BYTES == 64 && defined(__AVX512F__)
+// 16 x 16 floats: a perfect shuffle crosses the whole register and costs twice an in-lane one, so
+// transpose 4 x 4 blocks within 128-bit lanes, then the lanes.
+template <>
+SUMPROD_INLINE void transpose<float>(VecF* rows) {
+  __m512 a[16], b[16];
+  SUMPROD_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    const __m512 r0 = (__m512)rows[i], r1 = (__m512)rows[i + 1], r2 = (__m512)rows[i + 2], r3 = (__m512)rows[i + 3];
+    const __m512d t0 = (__m512d)_mm512_unpacklo_ps(r0, r1), t1 = (__m512d)_mm512_unpackhi_ps(r0, r1);
+    const __m512d t2 = (__m512d)_mm512_unpacklo_ps(r2, r3), t3 = (__m512d)_mm512_unpackhi_ps(r2, r3);
+    a[i] = (__m512)_mm512_unpacklo_pd(t0, t2);
+    a[i + 1] = (__m512)_mm512_unpackhi_pd(t0, t2);
+    a[i + 2] = (__m512)_mm512_unpacklo_pd(t1, t3);
+    a[i + 3] = (__m512)_mm512_unpackhi_pd(t1, t3);
+  }
+  SUMPROD_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    b[k] = _mm512_shuffle_f32x4(a[k], a[k + 4], 0x88);
+    b[k + 4] = _mm512_shuffle_f32x4(a[k], a[k + 4], 0xdd);
+    b[k + 8] = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0x88);
+    b[k + 12] = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0xdd);
+  }
+  SUMPROD_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    rows[k] = (VecF)_mm512_shuffle_f32x4(b[k], b[k + 8], 0x88);
+    rows[k + 8] = (VecF)_mm512_shuffle_f32x4(b[k], b[k + 8], 0xdd);
+    rows[k + 4] = (VecF)_mm512_shuffle_f32x4(b[k + 4], b[k + 12], 0x88);
+    rows[k + 12] = (VecF)_mm512_shuffle_f32x4(b[k + 4], b[k + 12], 0xdd);
+  }
+}
+#endif
 
 template <class Real>
 SUMPROD_INLINE Real horizontal_max(Vec<Real> v) {
@@ -247,12 +336,11 @@ SUMPROD_INLINE VecD exp_polynomial(VecD r) {  // Taylor to degree 13: remainder 
 template <class Real>
 SUMPROD_INLINE Vec<Real> exp_nonpositive(Vec<Real> x) {
   using T = Simd<Real>;
-  x = x < T::kExpLowest ? splat(T::kExpLowest) : x;  // NaN compares false and passes
+  x = max_fast(splat(T::kExpLowest), x);  // NaN passes
   const Vec<Real> shifted = x * T::kLog2E + T::kRound;
   const Vec<Real> n = shifted - T::kRound;
   const Vec<Real> r = (x - n * T::kLn2High) - n * T::kLn2Low;
-  Int<Real> biased = as_bits(shifted) - as_bits(splat(T::kRound)) + T::kBias;
-  biased = biased > 0 ? biased : biased * 0;
+  const Int<Real> biased = as_bits(shifted) + (T::kBias - as_bits(splat(T::kRound)));
   return exp_polynomial(r) * as_real(biased << T::kMantissaBits);
 }
 

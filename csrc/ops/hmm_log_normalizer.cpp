@@ -33,12 +33,15 @@ TransitionGradient kind_of(const HmmProblem& problem, const Tensor& transition) 
   return own ? TransitionGradient::own : TransitionGradient::shared;
 }
 
-// Partial sums that a shared S x S gradient is gathered in. A function of the sizes alone, so
-// that the order of additions does not depend on threads; bounded so that memory stays modest.
+// Partial sums that a shared S x S gradient is gathered in: at most one per group of sequences. A
+// function of the sizes alone, so that the order of additions does not depend on threads; bounded
+// so that memory stays modest.
 int64_t partial_sums(const HmmProblem& problem) {
   constexpr int64_t kBytes = int64_t(64) << 20;
   const int64_t square = problem.states * problem.states * static_cast<int64_t>(sizeof(double));
-  return std::clamp<int64_t>(kBytes / square, 1, 64);
+  constexpr int64_t kSequencesPerGroup = 4;  // the fewest that any instruction set puts together
+  const int64_t groups = (problem.batch + kSequencesPerGroup - 1) / kSequencesPerGroup;
+  return std::clamp<int64_t>(std::min(kBytes / square, groups), 1, 64);
 }
 
 // out[k] = sum over `rows` of partial[row][k], in row order.

@@ -140,21 +140,30 @@ class GradientTask {
       use[l] = z < 0.0 && !forward_.possible(lane) ? 0 : -1;
     }
     const auto& weights = group_.transitions.at(0, true);
-    const int64_t panel = weights.panel;
     const int64_t unit = out_.kind == TransitionGradient::shared ? task_.unit : group_.lanes.sequence[0];
+    const auto weighted = [&](int64_t j, int64_t v) SUMPROD_INLINE_LAMBDA {
+      const V x = use ? counts_.count(j, v) * upstream : V{};
+      if constexpr (Arithmetic::kExtended) return x;
+      const int64_t panel = weights.panel;
+      const int64_t w = (v / panel * panel * states_ + j * panel + v % panel) * Layout::kWeight;
+      return x * Layout::weight(weights.mantissa + w, 0);
+    };
     for (int64_t j = 0; j < states_; ++j) {
-      for (int64_t v = 0; v < vectors_; ++v) {
-        V x = use ? counts_.count(j, v) * upstream : V{};
-        if constexpr (!Arithmetic::kExtended) {
-          const int64_t w = (v / panel * panel * states_ + j * panel + v % panel) * Layout::kWeight;
-          x *= Layout::weight(weights.mantissa + w, 0);
-        }
-        if constexpr (Layout::kMessage == 1) {
+      if constexpr (Layout::kMessage == 1) {
+        for (int64_t v = 0; v < vectors_; ++v) {
+          const V x = weighted(j, v);
           for (int l = 0; l < W && v * W + l < states_; ++l) add_count(unit, v * W + l, j, double(x[l]));
-        } else {
-          double total = 0.0;
-          for (int l = 0; l < W; ++l) total += double(x[l]);
-          add_count(unit, v, j, total);
+        }
+      } else {
+        // The sum over lanes of W registers at once: transpose, then add.
+        for (int64_t first = 0; first < states_; first += W) {
+          V square[W];
+          for (int k = 0; k < W; ++k) square[k] = first + k < states_ ? weighted(j, first + k) : V{};
+          transpose<Real>(square);
+          V total = square[0];
+          SUMPROD_UNROLL
+          for (int k = 1; k < W; ++k) total += square[k];
+          for (int k = 0; k < W && first + k < states_; ++k) add_count(unit, first + k, j, double(total[k]));
         }
       }
     }

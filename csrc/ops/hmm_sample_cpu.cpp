@@ -84,16 +84,30 @@ class SampleTask {
     const Int<Real> continues = last ? Int<Real>{} : continuing(t);
     const Real* a = message(t);
     V top = splat(-kInfinity<Real>);
-    for (int64_t v = 0; v < vectors_; ++v) {
-      auto x = Arithmetic::get(a, v, vectors_);
-      if (weights != nullptr) {
-        x = Arithmetic::select(continues, Arithmetic::multiply(x, weight(*weights, v, next)), x);
-      }
+    const auto put = [&](int64_t v, typename Arithmetic::Number x) SUMPROD_INLINE_LAMBDA {
       store(weights_ + v * W, x.f);
       if constexpr (Arithmetic::kExtended) {
         store(exponents_ + v * W, x.e);
         top = max_fast(x.e, top);
       }
+    };
+    const auto multiply = [&](int64_t v, typename Arithmetic::Number weight) SUMPROD_INLINE_LAMBDA {
+      const auto x = Arithmetic::get(a, v, vectors_);
+      put(v, Arithmetic::select(continues, Arithmetic::multiply(x, weight), x));
+    };
+    if (last) {
+      for (int64_t v = 0; v < vectors_; ++v) put(v, Arithmetic::get(a, v, vectors_));
+    } else if constexpr (Layout::kMessage == 1) {
+      for (int64_t v = 0; v < vectors_; ++v) multiply(v, row_weight(*weights, v, next[0]));
+    } else {
+      with_columns<Real>(weights->panel, states_, next, [&](auto at) SUMPROD_INLINE_LAMBDA {
+        for (int64_t i = 0; i < states_; ++i) {
+          auto weight = Arithmetic::one();
+          weight.f = at(weights->mantissa, i);
+          if constexpr (Arithmetic::kExtended) weight.e = at(weights->exponent, i);
+          multiply(i, weight);
+        }
+      });
     }
     if constexpr (Arithmetic::kExtended) {
       top = Layout::max_over_states(top);
@@ -111,18 +125,13 @@ class SampleTask {
     return mask;
   }
 
-  // A[i][next] for register v: by lane from row i, or (one sequence) from the transposed matrix.
-  SUMPROD_INLINE typename Arithmetic::Number weight(const Weights<Real>& weights, int64_t v, Int<Real> next) const {
+  // Register v of A[.][next], from the transposed matrix.
+  SUMPROD_INLINE typename Arithmetic::Number row_weight(const Weights<Real>& weights, int64_t v, int64_t next) const {
+    const int64_t panel = weights.panel;
+    const int64_t at = (v / panel * panel * states_ + next * panel + v % panel) * W;
     typename Arithmetic::Number x = Arithmetic::one();
-    if constexpr (Layout::kMessage == 1) {
-      const int64_t panel = weights.panel;
-      const int64_t at = (v / panel * panel * states_ + next[0] * panel + v % panel) * W;
-      x.f = load(weights.mantissa + at);
-      if constexpr (Arithmetic::kExtended) x.e = load(weights.exponent + at);
-    } else {
-      x.f = weight_at(weights.mantissa, weights.panel, states_, v, next);
-      if constexpr (Arithmetic::kExtended) x.e = weight_at(weights.exponent, weights.panel, states_, v, next);
-    }
+    x.f = load(weights.mantissa + at);
+    if constexpr (Arithmetic::kExtended) x.e = load(weights.exponent + at);
     return x;
   }
 

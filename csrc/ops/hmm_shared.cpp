@@ -38,12 +38,13 @@ int lanes_per_group(const HmmProblem& problem, HmmTier tier, HmmLayout layout) {
   return vector_bytes(isa_in_use()) / (wide ? 8 : 4);
 }
 
+// Independent of the number of threads, so that sums over groups are added in one order.
 HmmLayout choose_layout(const HmmProblem& problem, const HmmRun& run, int64_t sequences) {
   if (run.by_state || problem.transition_batch != 0) return HmmLayout::lane_is_state;
   const int width = lanes_per_group(problem, HmmTier::linear, HmmLayout::lane_is_sequence);
-  const int64_t groups = (sequences + width - 1) / width;
-  const auto rounds = [](int64_t n) { return static_cast<double>((n + worker_count(n) - 1) / worker_count(n)); };
-  return rounds(sequences) < kGroupCost * rounds(groups) ? HmmLayout::lane_is_state : HmmLayout::lane_is_sequence;
+  const auto groups = static_cast<double>((sequences + width - 1) / width);
+  return static_cast<double>(sequences) < kGroupCost * groups ? HmmLayout::lane_is_state
+                                                              : HmmLayout::lane_is_sequence;
 }
 
 double multiply_adds(const HmmProblem& problem, const std::vector<int64_t>& sequences) {

@@ -144,23 +144,74 @@ class ViterbiTask {
     if constexpr (Layout::kMessage == 1) {
       trace_one(t, d, last);
     } else {
-      const Weights<Real>* weights = last ? nullptr : &group_.transitions.at(t, false);
-      const Mask continues = pass_.active(t + 1);
-      V best = splat(-kInfinity<Real>);
-      Mask argmax = {};
-      for (int64_t i = 0; i < states_; ++i) {
-        V x = load(d + i * W);
-        if (!last) {
-          const V w = weight_at(weights->mantissa, weights->panel, states_, i, state_);
-          x = continues ? x + w : x;
-        }
-        const Mask better = x > best;
-        best = better ? x : best;
-        argmax = better ? Mask{} + typename Simd<Real>::Bits(i) : argmax;
+      if (last) {
+        state_ = argmax([&](int64_t i) SUMPROD_INLINE_LAMBDA { return load(d + i * W); });
+      } else {
+        const Weights<Real>& weights = group_.transitions.at(t, false);
+        const Mask continues = pass_.active(t + 1);
+        with_columns<Real>(weights.panel, states_, state_, [&](auto at) SUMPROD_INLINE_LAMBDA {
+          state_ = argmax([&](int64_t i) SUMPROD_INLINE_LAMBDA {
+            const V x = load(d + i * W);
+            return continues ? x + at(weights.mantissa, i) : x;
+          });
+        });
       }
-      state_ = argmax;
-      for (int l = 0; l < group_.lanes.count; ++l) {
-        if (t < group_.lanes.length[l]) out_.path[group_.lanes.sequence[l] * group_.problem.steps + t] = argmax[l];
+      record(t);
+    }
+  }
+
+  // The first i in [0, S) with the largest value(i), per lane. Four chains side by side, because
+  // one would spend its time waiting for its own comparisons.
+  template <class Value>
+  SUMPROD_INLINE Mask argmax(Value value) const {
+    using Bits = typename Simd<Real>::Bits;
+    constexpr int kChains = 4;
+    const int64_t part = states_ / kChains;
+    V best[kChains];
+    Mask index[kChains];
+    SUMPROD_UNROLL
+    for (int c = 0; c < kChains; ++c) {
+      best[c] = splat(-kInfinity<Real>);
+      index[c] = Mask{};
+    }
+    for (int64_t k = 0; k < part; ++k) {
+      SUMPROD_UNROLL
+      for (int c = 0; c < kChains; ++c) {
+        const V x = value(c * part + k);
+        const Mask better = x > best[c];
+        best[c] = better ? x : best[c];
+        index[c] = better ? Mask{} + Bits(c * part + k) : index[c];
+      }
+    }
+    SUMPROD_UNROLL
+    for (int c = 1; c < kChains; ++c) {
+      const Mask better = best[c] > best[0];
+      best[0] = better ? best[c] : best[0];
+      index[0] = better ? index[c] : index[0];
+    }
+    for (int64_t i = kChains * part; i < states_; ++i) {
+      const V x = value(i);
+      const Mask better = x > best[0];
+      best[0] = better ? x : best[0];
+      index[0] = better ? Mask{} + Bits(i) : index[0];
+    }
+    return index[0];
+  }
+
+  // Paths leave in blocks of W steps: one store of consecutive steps per lane.
+  void record(int64_t t) {
+    paths_[t % W] = as_real(state_);
+    if (t % W != 0) return;
+    transpose<Real>(paths_);
+    for (int l = 0; l < group_.lanes.count; ++l) {
+      int64_t* path = out_.path + group_.lanes.sequence[l] * group_.problem.steps + t;
+      const Mask states = as_bits(paths_[l]);
+      const int64_t left = smaller(group_.lanes.length[l] - t, W);
+      if (left == W) {
+        SUMPROD_UNROLL
+        for (int k = 0; k < W; ++k) path[k] = states[k];
+      } else {
+        for (int64_t k = 0; k < left; ++k) path[k] = states[k];
       }
     }
   }
@@ -218,6 +269,7 @@ class ViterbiTask {
   Real *messages_, *checkpoints_, *scratch_;
   V* shifts_;
   Mask state_ = {}, invalid_ = {};
+  V paths_[W] = {};
   DoubleSum<Real> shifts_total_;
   double score_[Layout::kLanes] = {};
   int64_t dead_[Layout::kLanes] = {};
