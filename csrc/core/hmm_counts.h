@@ -2,7 +2,7 @@
 //   counts[j][i] = sum_t a_t[i] A[i][j] e_{t+1}[j] b_{t+1}[j] / total_t
 // one number per lane, so that a lane whose sequence must be redone can still be left out at the
 // end. Linear space leaves A to the reader and gathers steps in chunks: the sum over a chunk is a
-// matrix product, done 4 x 4 registers at a time over data laid out for it.
+// matrix product, done a block of registers at a time over data laid out for it.
 #pragma once
 
 #include "core/hmm_passes.h"
@@ -17,14 +17,15 @@ class TransitionCounts {
   using V = Vec<Real>;
   using Step = typename BackwardPass<Arithmetic, External>::Step;
   static constexpr int W = Layout::W;
-  static constexpr int kSide = 4;
+  // A block of accumulators; more rows than columns, because rows stay in the first-level cache.
+  static constexpr int kRows = kBlock / 2, kColumns = 2;
   static constexpr int64_t kChunk = 64;
 
   TransitionCounts(Arena& arena, int64_t states)
       : states_(states),
         vectors_(Layout::vectors(states)),
-        rows_(round_up(states, kSide)),
-        columns_(round_up(vectors_, kSide)) {
+        rows_(round_up(states, kRows)),
+        columns_(round_up(vectors_, kColumns)) {
     counts_ = arena.take<Real>(rows_ * columns_ * W);
     if (Arithmetic::kExtended) return;
     to_ = arena.take<Real>(kChunk * rows_ * Layout::kMessage);
@@ -82,8 +83,8 @@ class TransitionCounts {
 
   void flush() {
     if (Arithmetic::kExtended || filled_ == 0) return;
-    for (int64_t j = 0; j < rows_; j += kSide) {
-      for (int64_t v = 0; v < columns_; v += kSide) product(j, v);
+    for (int64_t j = 0; j < rows_; j += kRows) {
+      for (int64_t v = 0; v < columns_; v += kColumns) product(j, v);
     }
     filled_ = 0;
   }
@@ -96,11 +97,11 @@ class TransitionCounts {
     const V inverse = Real(1) / at.total.f;
     for (int64_t v = 0; v < vectors_; ++v) {
       const V x = at.continues ? load(at.forward + v * W) * inverse : V{};
-      store(from_ + ((v / kSide * kChunk + filled_) * kSide + v % kSide) * W, x);
+      store(from_ + ((v / kColumns * kChunk + filled_) * kColumns + v % kColumns) * W, x);
     }
     constexpr int64_t n = Layout::kMessage;
     for (int64_t j = 0; j < states_; ++j) {
-      Real* to = to_ + ((j / kSide * kChunk + filled_) * kSide + j % kSide) * n;
+      Real* to = to_ + ((j / kRows * kChunk + filled_) * kRows + j % kRows) * n;
       const V y = Layout::entry(at.next, j) * at.next_scale.factor;
       if constexpr (n == 1) {
         *to = at.continues[0] ? y[0] : Real(0);
@@ -113,24 +114,24 @@ class TransitionCounts {
   void product(int64_t j, int64_t v) {
     const Real* to = to_ + j * kChunk * Layout::kMessage;
     const Real* from = from_ + v * kChunk * W;
-    V sum[kSide][kSide];
+    V sum[kRows][kColumns];
     SUMPROD_UNROLL
-    for (int a = 0; a < kSide; ++a) {
+    for (int a = 0; a < kRows; ++a) {
       SUMPROD_UNROLL
-      for (int b = 0; b < kSide; ++b) sum[a][b] = V{};
+      for (int b = 0; b < kColumns; ++b) sum[a][b] = V{};
     }
-    for (int64_t k = 0; k < filled_; ++k, to += kSide * Layout::kMessage, from += kSide * W) {
+    for (int64_t k = 0; k < filled_; ++k, to += kRows * Layout::kMessage, from += kColumns * W) {
       SUMPROD_UNROLL
-      for (int a = 0; a < kSide; ++a) {
+      for (int a = 0; a < kRows; ++a) {
         const V y = Layout::entry(to, a);
         SUMPROD_UNROLL
-        for (int b = 0; b < kSide; ++b) sum[a][b] += y * load(from + b * W);
+        for (int b = 0; b < kColumns; ++b) sum[a][b] += y * load(from + b * W);
       }
     }
     SUMPROD_UNROLL
-    for (int a = 0; a < kSide; ++a) {
+    for (int a = 0; a < kRows; ++a) {
       SUMPROD_UNROLL
-      for (int b = 0; b < kSide; ++b) {
+      for (int b = 0; b < kColumns; ++b) {
         Real* count = counts_ + ((j + a) * columns_ + v + b) * W;
         store(count, load(count) + sum[a][b]);
       }

@@ -97,7 +97,7 @@ struct LaneIsState {
   }
   static SUMPROD_INLINE Vec<Real> dot(const Real* a, const Real* b, int64_t states) {
     Real total = 0;
-    for (int64_t i = 0; i < states; ++i) total += a[i] * b[i];
+    for (int64_t i = 0; i < states; ++i) total = multiply_add(a[i], b[i], total);
     return splat(total);
   }
 };

@@ -115,6 +115,17 @@ class Pass {
     return Arithmetic::kParts * Layout::vectors(problem.states) * W;
   }
 
+  // Lanes whose sequence has a step t.
+  Mask active(int64_t t) const {
+    if (t < lanes_.shortest) return ~Mask{};
+    Mask mask = {};
+    for (int l = 0; l < W; ++l) mask[l] = t < lanes_.length[l < Layout::kLanes ? l : 0] ? -1 : 0;
+    return mask;
+  }
+
+  // For visitors: the results of these lanes are beyond this arithmetic.
+  void distrust(Mask lanes) { redo_ |= lanes; }
+
   // Lanes whose sequence the linear (or float) result cannot be trusted for.
   bool redo(int lane) const { return redo_[lane] != 0; }
   bool all_redo() const {
@@ -131,15 +142,23 @@ class Pass {
     redo_ = Mask{};
   }
 
-  // Emissions of step t, the initial potential included at t = 0.
+  // Emissions of step t. At t = 0 the initial potential is included and the largest entry of each
+  // of the two (initial_peak_, emission_peak_) taken out first, so that large offsets, which cancel
+  // in every posterior, do not cost precision.
   const Real* emission(int64_t t) {
     const Real* e = emission_.read(t);
     if (t > 0) return e;
-    for (int64_t v = 0; v < vectors_ * W; ++v) first_[v] = e[v];
+    for (int64_t v = 0; v < vectors_ * W; ++v) first_[v] = -kInfinity<Real>;
     const External* initial = static_cast<const External*>(problem_.initial);
     for (int l = 0; l < Layout::kLanes; ++l) {
       const External* row = initial + lanes_.sequence[l] * problem_.initial_batch;
-      for (int64_t s = 0; s < states_; ++s) first_[s * Layout::kMessage + l] += Real(row[s * problem_.initial_state]);
+      for (int64_t s = 0; s < states_; ++s) first_[s * Layout::kMessage + l] = Real(row[s * problem_.initial_state]);
+    }
+    initial_peak_ = largest(first_);
+    emission_peak_ = largest(e);
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const V x = (load(first_ + v * W) - initial_peak_) + (load(e + v * W) - emission_peak_);
+      store(first_ + v * W, x);
     }
     return first_;
   }
@@ -150,13 +169,6 @@ class Pass {
     for (int64_t v = 0; v < vectors_; ++v) m = max_fast(load(e + v * W), m);
     m = Layout::max_over_states(m);
     return m == -kInfinity<Real> ? V{} : m;
-  }
-
-  Mask active(int64_t t) const {
-    if (t < lanes_.shortest) return ~Mask{};
-    Mask mask = {};
-    for (int l = 0; l < W; ++l) mask[l] = t < lanes_.length[l < Layout::kLanes ? l : 0] ? -1 : 0;
-    return mask;
   }
 
   // Whether lost mass must be watched for with these weights, and how small a state may get.
@@ -183,6 +195,15 @@ class Pass {
       redo_ |= Layout::any_over_states(low) & where;
     }
   }
+
+ public:
+  // Float exponents saturate near the lowest finite number; logarithms read off there are wrong.
+  static SUMPROD_INLINE Mask saturated(Number x) {
+    if constexpr (Arithmetic::kExtended && sizeof(Real) == 4) return (x.e < Real(-1e38)) & (x.e > -kInfinity<Real>);
+    return Mask{};
+  }
+
+ protected:
   void watch_extended(V exponent, Mask where) {
     if constexpr (Arithmetic::kExtended && sizeof(Real) == 4) {
       redo_ |= ((exponent < Real(-kExtendedDrop)) | (exponent > Real(kExtendedDrop))) & where;
@@ -195,6 +216,7 @@ class Pass {
   const int64_t states_, vectors_;
   Tile<Layout, const External> emission_;
   Real* first_;
+  V initial_peak_ = {}, emission_peak_ = {};
   Mask redo_ = {};
   double lowest_ = 1.0;
   Real floor_ = 0;
@@ -262,6 +284,8 @@ class ForwardPass : public Pass<Arithmetic, External> {
     const Weights<Real>* weights = nullptr;
     if (t == 0) {
       scale_ = Arithmetic::unit_scale();
+      maxima_.add(this->initial_peak_);
+      maxima_.add(this->emission_peak_);
       for (int64_t v = 0; v < n; ++v) {
         const Number one = Arithmetic::one();
         Arithmetic::put(p, v, n, one);

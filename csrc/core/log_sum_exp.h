@@ -130,28 +130,25 @@ SUMPROD_INLINE Vec<Real> weight_of(Vec<Real> a, Vec<Real> b) {
   return a == b ? splat(Real(1)) : exp_nonpositive<Real>(a - b);
 }
 
-// The blocks of one chunk of W slices, added up in double.
+// What W slices add up to: `sum` rounds a total kept in double.
 template <class Real>
 struct ChunkSum {
-  static constexpr int W = Simd<Real>::kWidth;
-  Vec<Real> top;
-  double sum[W], squares[W];
+  Vec<Real> top, sum, squares;
 };
 
-// Out of line, so that all paths share one rounding of everything in it.
+// Adds the blocks of a chunk in double. Out of line, so that all paths share one rounding.
 template <class Real, bool kSquares>
-__attribute__((noinline)) void add_blocks(const BlockSum<Vec<Real>>* blocks, int64_t count, ChunkSum<Real>& out) {
+__attribute__((noinline)) void add_blocks(const BlockSum<Vec<Real>>* blocks, int64_t count, SlicePartial* out) {
   constexpr int W = Simd<Real>::kWidth;
   Vec<Real> top = blocks[0].top;
   for (int64_t b = 1; b < count; ++b) top = max_fast(blocks[b].top, top);
-  out.top = top;
-  for (int l = 0; l < W; ++l) out.sum[l] = out.squares[l] = 0.0;
+  for (int l = 0; l < W; ++l) out[l] = {top[l], 0.0, 0.0};
   for (int64_t b = 0; b < count; ++b) {
     const Vec<Real> weight = weight_of<Real>(blocks[b].top, top);
     for (int l = 0; l < W; ++l) {
       const double w = weight[l];
-      out.sum[l] += blocks[b].sum[l] * w;
-      if (kSquares) out.squares[l] += blocks[b].squares[l] * (w * w);
+      out[l].sum += blocks[b].sum[l] * w;
+      if (kSquares) out[l].squares += blocks[b].squares[l] * (w * w);
     }
   }
 }
@@ -168,11 +165,28 @@ SUMPROD_INLINE SlicePartial add_chunks(const SlicePartial* chunks, int64_t count
   return total;
 }
 
+template <class Real>
+SUMPROD_INLINE ChunkSum<Real> narrow(const SlicePartial* parts) {
+  ChunkSum<Real> result = {};
+  for (int l = 0; l < Simd<Real>::kWidth; ++l) {
+    result.top[l] = Real(parts[l].top);
+    result.sum[l] = Real(parts[l].sum);
+    result.squares[l] = Real(parts[l].squares);
+  }
+  return result;
+}
+
+// Out of line, so that all paths share one rounding.
+template <class Real>
+__attribute__((noinline)) Vec<Real> log_of_sum(Vec<Real> sum) {
+  return log_nonnegative<Real>(sum);
+}
+
 template <class Source>
 int64_t log_sum_exp_bytes(const SliceProblem& problem) {
   using Real = RealOf<Source>;
   const SliceShape<Real> shape(problem);
-  return shape.block_entries() * (shape.columns() ? kPanel * Simd<Real>::kWidth : 1) * int64_t(sizeof(Real));
+  return shape.block_entries() * shape.buffer_groups() * (shape.columns() ? Simd<Real>::kWidth : 1) * int64_t(sizeof(Real));
 }
 
 template <class Source>
@@ -192,12 +206,15 @@ SUMPROD_INLINE void sum_slices(const SliceProblem& problem, int64_t begin_item, 
   const Source* input = static_cast<const Source*>(problem.input);
   Real* buffer = static_cast<Real*>(workspace);
   const int64_t apart = shape.block_entries() * W;
-  static constexpr int kMost = kPanel;
-  BlockSum<Vec<Real>> blocks[kMost][kChunkBlocks];
-  SliceGroup<Real> groups[kMost];
+  // Panels are narrow (4) when slices have many blocks, so that this many always suffice.
+  constexpr int64_t kBlocks = 4 * kChunkBlocks;
+  const int64_t per_group = ceil_divide(least(problem.reduced.count, kSliceChunk), kSliceBlock);
+  const int64_t widest = least(shape.buffer_groups(), kBlocks / per_group);
+  BlockSum<Vec<Real>> block_sums[kBlocks];
+  SliceGroup<Real> groups[kPanel];
   for (int64_t item = begin_item; item < end_item;) {
     const int64_t index = item % shape.groups, chunk = item / shape.groups;
-    const int panel = int(least(least(kMost, shape.panel_of(index)), end_item - item));
+    const int panel = int(shape.panel_of(index, least(widest, end_item - item)));
     for (int p = 0; p < panel; ++p) groups[p] = shape.group(index + p);
     const int64_t last = least((chunk + 1) * kSliceChunk, problem.reduced.count);
     int64_t count = 0;
@@ -205,24 +222,27 @@ SUMPROD_INLINE void sum_slices(const SliceProblem& problem, int64_t begin_item, 
       const int64_t end = least(begin + kSliceBlock, last);
       if (shape.columns()) {
         read_columns(shape, problem.reduced, groups, panel, input, begin, end, buffer, apart);
-        for (int p = 0; p < panel; ++p) blocks[p][count] = sum_columns<Real, kSquares>(buffer + p * apart, end - begin);
+        for (int p = 0; p < panel; ++p) block_sums[p * per_group + count] = sum_columns<Real, kSquares>(buffer + p * apart, end - begin);
       } else {
-        const Real* row = read_row(problem.reduced, input + groups[0].lane[0].of[kInput], begin, end, buffer);
+        const Real* row = read_row(problem.reduced, input + groups[0].base.of[kInput], begin, end, buffer);
         const BlockSum<Real> sum = sum_row<Real, kSquares>(row, end - begin);
-        blocks[0][count] = {splat(sum.top), splat(sum.sum), splat(sum.squares)};
+        block_sums[count] = {splat(sum.top), splat(sum.sum), splat(sum.squares)};
       }
     }
     for (int p = 0; p < panel; ++p) {
-      ChunkSum<Real> sum;
-      add_blocks<Real, kSquares>(blocks[p], count, sum);
+      const BlockSum<Vec<Real>>* blocks = block_sums + p * per_group;
+      if (shape.chunks == 1 && count == 1) {  // what follows would not change a bit
+        finish(shape, groups[p], index + p, {blocks->top, blocks->sum, blocks->squares});
+        continue;
+      }
+      SlicePartial parts[W];
+      add_blocks<Real, kSquares>(blocks, count, parts);
       if (shape.chunks == 1) {
-        finish(shape, groups[p], index + p, sum);
+        finish(shape, groups[p], index + p, narrow<Real>(parts));
         continue;
       }
       const int lanes = shape.slices_per_group();
-      for (int l = 0; l < lanes; ++l) {
-        partials[((index + p) * lanes + l) * shape.chunks + chunk] = {double(sum.top[l]), sum.sum[l], sum.squares[l]};
-      }
+      for (int l = 0; l < lanes; ++l) partials[((index + p) * lanes + l) * shape.chunks + chunk] = parts[l];
     }
     item += panel;
   }
@@ -235,23 +255,10 @@ SUMPROD_INLINE void combine_slices(const SliceProblem& problem, int64_t begin_gr
   const SliceShape<Real> shape(problem);
   const int lanes = shape.slices_per_group();
   for (int64_t index = begin_group; index < end_group; ++index) {
-    ChunkSum<Real> sum = {};
-    for (int l = 0; l < lanes; ++l) {
-      const SlicePartial total = add_chunks(partials + (index * lanes + l) * shape.chunks, shape.chunks);
-      sum.top[l] = Real(total.top);
-      sum.sum[l] = total.sum;
-      sum.squares[l] = total.squares;
-    }
-    finish(shape, shape.group(index), index, sum);
+    SlicePartial totals[Simd<Real>::kWidth] = {};
+    for (int l = 0; l < lanes; ++l) totals[l] = add_chunks(partials + (index * lanes + l) * shape.chunks, shape.chunks);
+    finish(shape, shape.group(index), index, narrow<Real>(totals));
   }
-}
-
-// log sum, elementwise: out of line for one rounding.
-template <class Real>
-__attribute__((noinline)) Vec<Real> log_of_sums(const double* sum) {
-  Vec<Real> narrow;
-  for (int l = 0; l < Simd<Real>::kWidth; ++l) narrow[l] = Real(sum[l]);
-  return log_nonnegative<Real>(narrow);
 }
 
 }  // namespace

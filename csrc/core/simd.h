@@ -51,6 +51,7 @@ struct Simd<float> {
   static constexpr float kLn2High = 0.693359375f;
   static constexpr float kLn2Low = -2.12194440e-4f;
   static constexpr float kLog2E = 1.44269504088896340736f;
+  static constexpr float kLargest = 3.40282347e38f;
 };
 
 template <>
@@ -67,6 +68,7 @@ struct Simd<double> {
   static constexpr double kLn2High = 6.93147180369123816490e-01;
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
   static constexpr double kLog2E = 1.44269504088896340736;
+  static constexpr double kLargest = 1.7976931348623157e308;
 };
 
 template <class Real>
@@ -222,6 +224,28 @@ SUMPROD_INLINE VecD interleave_low(VecD a, VecD b) { return __builtin_shufflevec
 SUMPROD_INLINE VecD interleave_high(VecD a, VecD b) { return __builtin_shufflevector(a, b, 1, 3); }
 #endif
 
+// The inverse of interleave_low and interleave_high: every other lane of a and b together.
+#if SUMPROD_VECTOR_BYTES == 64
+SUMPROD_INLINE VecF take_even(VecF a, VecF b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+SUMPROD_INLINE VecF take_odd(VecF a, VecF b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+SUMPROD_INLINE VecD take_even(VecD a, VecD b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
+SUMPROD_INLINE VecD take_odd(VecD a, VecD b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
+#elif SUMPROD_VECTOR_BYTES == 32
+SUMPROD_INLINE VecF take_even(VecF a, VecF b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
+SUMPROD_INLINE VecF take_odd(VecF a, VecF b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
+SUMPROD_INLINE VecD take_even(VecD a, VecD b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+SUMPROD_INLINE VecD take_odd(VecD a, VecD b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+#else
+SUMPROD_INLINE VecF take_even(VecF a, VecF b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+SUMPROD_INLINE VecF take_odd(VecF a, VecF b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+SUMPROD_INLINE VecD take_even(VecD a, VecD b) { return __builtin_shufflevector(a, b, 0, 2); }
+SUMPROD_INLINE VecD take_odd(VecD a, VecD b) { return __builtin_shufflevector(a, b, 1, 3); }
+#endif
+
 // Transposes a square of W vectors of W entries: log2(W) perfect shuffles.
 template <class Real>
 SUMPROD_INLINE void transpose(Vec<Real>* rows) {
@@ -277,6 +301,23 @@ SUMPROD_INLINE Real horizontal_max(Vec<Real> v) {
   Real best = v[0];
   for (int i = 1; i < Simd<Real>::kWidth; ++i) best = v[i] > best ? v[i] : best;
   return best;
+}
+
+// a * b + c as vector code compiles to it: fused where the level has FMA. Scalar loops that must
+// give the same bits say so explicitly, since the compiler may vectorise their products alone.
+SUMPROD_INLINE float multiply_add(float a, float b, float c) {
+#if defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+SUMPROD_INLINE double multiply_add(double a, double b, double c) {
+#if defined(__FMA__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 
 // ---- powers of two ------------------------------------------------------------------------
@@ -351,7 +392,9 @@ SUMPROD_INLINE void exp_split(Vec<Real> x, Vec<Real>& mantissa, Vec<Real>& expon
   using T = Simd<Real>;
   const Int<Real> zero = x == -kInfinity<Real>;
   const Vec<Real> safe = zero ? splat(Real(0)) : x;
-  const Vec<Real> t = safe * T::kLog2E;
+  // The exponent of the lowest finite x (a popular mask) would overflow: it saturates.
+  Vec<Real> t = safe * T::kLog2E;
+  t = t == -kInfinity<Real> ? splat(-T::kLargest) : t;
   // Beyond kRoundLimit the spacing of t is at least 1/2 already; there it stands for itself.
   const Int<Real> small = (t < T::kRoundLimit) & (t > -T::kRoundLimit);
   const Vec<Real> n = small ? (t + T::kRound) - T::kRound : t;

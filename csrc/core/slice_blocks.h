@@ -23,11 +23,13 @@ using sumprod::SliceType;
 constexpr int64_t kSliceBlock = 1024;
 constexpr int64_t kChunkBlocks = 32;
 constexpr int64_t kSliceChunk = kSliceBlock * kChunkBlocks;
-// Contiguous slices up to this length are transposed into columns.
-constexpr int64_t kShortSlice = 192;
-// Register-wide groups of columns read together, so that each visit to a memory row takes
-// several cache lines.
-constexpr int kPanel = 4;
+// Contiguous slices up to this length are transposed into columns: for sums, which are slow across
+// lanes, and for entry-by-entry work (measured).
+constexpr int64_t kShortSum = 640, kShortMap = 256;
+// Register-wide groups of columns read together, so that each visit to a memory row takes many
+// cache lines; as many as this memory holds.
+constexpr int kPanel = 32;
+constexpr int64_t kPanelBytes = 256 * 1024;
 
 struct Float16 {
   uint16_t bits;
@@ -108,13 +110,19 @@ SUMPROD_INLINE void for_stretches(const SliceLoop& loop, int64_t begin, int64_t 
   }
 }
 
-// The slices of one group. Lanes beyond `count` repeat lane 0.
+// The slices of one group. Lanes beyond `count` repeat the last one.
 template <class Real>
 struct SliceGroup {
   static constexpr int W = Simd<Real>::kWidth;
   int count;
-  bool adjacent;  // lane l is `kept inner stride` times l after lane 0
+  bool adjacent;  // lane l lies l times `step` after lane 0; else `lane` says where
+  Offsets base, step;
   Offsets lane[W];
+
+  SUMPROD_INLINE int64_t at(int operand, int l) const {
+    l = l < count ? l : count - 1;
+    return adjacent ? base.of[operand] + l * step.of[operand] : lane[l].of[operand];
+  }
 };
 
 template <class Real>
@@ -125,7 +133,7 @@ class SliceShape {
   explicit SliceShape(const SliceProblem& problem) : problem_(problem), kept_(problem.kept), reduced_(problem.reduced) {
     const int64_t length = reduced_.count;
     const bool rows_flat = flat(reduced_, kInput) && (!problem.has_output || flat(reduced_, kOutput));
-    columns_ = kept_.count >= W / 2 && !(rows_flat && length > kShortSlice);
+    columns_ = kept_.count >= W / 2 && !(rows_flat && length > (problem.has_output ? kShortMap : kShortSum));
     // Lanes along the innermost kept dim where that fills most of them; else along all kept dims.
     const bool unit = inner_stride(kept_, kInput) == 1;
     runs_ = kept_.dims <= 1 || inner_size(kept_) >= (unit && !rows_flat ? W / 4 : W);
@@ -151,14 +159,20 @@ class SliceShape {
   static bool flat(const SliceLoop& loop, int operand) {
     return loop.dims == 0 || (loop.dims == 1 && loop.stride[operand][0] == 1);
   }
-  // Groups that follow `group` in the same run of full registers, itself included.
-  int64_t panel_of(int64_t group) const {
+  // Up to `most` groups from `group` on that are full registers in one run.
+  int64_t panel_of(int64_t group, int64_t most) const {
     if (!columns_ || !runs_) return 1;
     const int64_t whole = inner_size(kept_) / W, place = group % per_run_;
-    return place < whole ? whole - place : 1;
+    return place < whole ? least(most, whole - place) : 1;
+  }
+  // Groups that a buffer of kPanelBytes holds a block of.
+  int64_t buffer_groups() const {
+    if (!columns_) return 1;
+    const int64_t room = kPanelBytes / (block_entries() * W * int64_t(sizeof(Real)));
+    return room < 1 ? 1 : least(room, kPanel);
   }
 
-  SliceGroup<Real> group(int64_t index) const {
+  SUMPROD_INLINE SliceGroup<Real> group(int64_t index) const {
     SliceGroup<Real> result;
     int64_t first = index, last = index + 1;
     result.adjacent = runs_;
@@ -171,17 +185,10 @@ class SliceShape {
       last = least(first + W, kept_.count);
     }
     result.count = int(last - first);
-    result.lane[0] = offsets_at(kept_, first);
-    for (int l = 1; l < W; ++l) {
-      if (l >= result.count) {
-        result.lane[l] = result.lane[0];
-      } else if (runs_) {
-        for (int k = 0; k < sumprod::kOperands; ++k) {
-          result.lane[l].of[k] = result.lane[0].of[k] + l * kept_.stride[k][kept_.dims - 1];
-        }
-      } else {
-        result.lane[l] = offsets_at(kept_, first + l);
-      }
+    result.base = offsets_at(kept_, first);
+    for (int k = 0; k < sumprod::kOperands; ++k) result.step.of[k] = inner_stride(kept_, k);
+    if (!runs_) {
+      for (int l = 0; l < result.count; ++l) result.lane[l] = offsets_at(kept_, first + l);
     }
     return result;
   }
@@ -245,6 +252,70 @@ SUMPROD_INLINE Vec<Real> read_neighbours(const Source* from, int count) {
   }
 }
 
+// W slices of n entries that follow each other without gaps, n a power of two up to W: they fill n
+// registers, and log2(n) unshuffles separate their entries.
+template <class Real>
+SUMPROD_INLINE bool is_dense(const SliceGroup<Real>& group, int operand, int64_t n) {
+  constexpr int W = Simd<Real>::kWidth;
+  return group.adjacent && group.count == W && group.step.of[operand] == n && n <= W && (n & (n - 1)) == 0;
+}
+
+template <class Real, int n>
+SUMPROD_INLINE void read_dense(const Real* from, Real* to) {
+  constexpr int W = Simd<Real>::kWidth;
+  Vec<Real> rows[n], other[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) rows[i] = load(from + i * W);
+#pragma GCC unroll 4
+  for (int stage = 1; stage < n; stage *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) {
+      other[i] = take_even(rows[2 * i], rows[2 * i + 1]);
+      other[i + n / 2] = take_odd(rows[2 * i], rows[2 * i + 1]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = other[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) store(to + i * W, rows[i]);
+}
+
+template <class Real, int n>
+SUMPROD_INLINE void write_dense(const Real* from, Real* to) {
+  constexpr int W = Simd<Real>::kWidth;
+  Vec<Real> rows[n], other[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) rows[i] = load(from + i * W);
+#pragma GCC unroll 4
+  for (int stage = 1; stage < n; stage *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) {
+      other[2 * i] = interleave_low(rows[i], rows[i + n / 2]);
+      other[2 * i + 1] = interleave_high(rows[i], rows[i + n / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = other[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) store(to + i * W, rows[i]);
+}
+
+// f.template operator()<n>() for n in {1, 2, 4, 8, 16}.
+template <int kLimit, class F>
+SUMPROD_INLINE void dispatch_power(int64_t n, F f) {
+  if (n == 1) return f.template operator()<1>();
+  if (n == 2) return f.template operator()<2>();
+  if constexpr (kLimit >= 4) {
+    if (n == 4) return f.template operator()<4>();
+  }
+  if constexpr (kLimit >= 8) {
+    if (n == 8) return f.template operator()<8>();
+  }
+  if constexpr (kLimit >= 16) {
+    if (n == 16) return f.template operator()<16>();
+  }
+}
+
 // Slices that are contiguous each: W entries of each of W slices, transposed.
 template <class Real>
 void read_transposed(const SliceGroup<Real>& group, const Real* base, int64_t offset, int64_t count, Real* to) {
@@ -252,9 +323,9 @@ void read_transposed(const SliceGroup<Real>& group, const Real* base, int64_t of
   for (int64_t j = 0; j < count; j += W) {
     Vec<Real> square[W];
     if (j + W <= count) {
-      for (int l = 0; l < W; ++l) square[l] = load(base + group.lane[l].of[kInput] + offset + j);
+      for (int l = 0; l < W; ++l) square[l] = load(base + group.at(kInput, l) + offset + j);
     } else {
-      for (int l = 0; l < W; ++l) square[l] = load_partial(base + group.lane[l].of[kInput] + offset + j, count - j, Real(0));
+      for (int l = 0; l < W; ++l) square[l] = load_partial(base + group.at(kInput, l) + offset + j, count - j, Real(0));
     }
     transpose<Real>(square);
     for (int i = 0; i < W; ++i) store(to + (j + i) * W, square[i]);
@@ -269,7 +340,7 @@ void write_transposed(const SliceGroup<Real>& group, const Real* from, int64_t c
     for (int i = 0; i < W; ++i) square[i] = load(from + (j + i) * W);
     transpose<Real>(square);
     for (int l = 0; l < group.count; ++l) {
-      Real* to = base + group.lane[l].of[kOutput] + offset + j;
+      Real* to = base + group.at(kOutput, l) + offset + j;
       if (j + W <= count) {
         store(to, square[l]);
       } else {
@@ -292,7 +363,7 @@ void read_columns(const SliceShape<Real>& shape, const SliceLoop& reduced, const
     if (shape.side_by_side(kInput)) {
       for (int64_t i = 0; i < count; ++i) {
         for (int p = 0; p < panel; ++p) {
-          const Source* from = base + groups[p].lane[0].of[kInput] + offset + i * stride;
+          const Source* from = base + groups[p].base.of[kInput] + offset + i * stride;
           store(to + p * apart + i * W, read_neighbours<Real>(from, groups[p].count));
         }
       }
@@ -301,13 +372,18 @@ void read_columns(const SliceShape<Real>& shape, const SliceLoop& reduced, const
     for (int p = 0; p < panel; ++p) {
       if constexpr (kSameType<Real, Source>) {
         if (stride == 1) {
-          read_transposed(groups[p], base, offset, count, to + p * apart);
+          if (is_dense(groups[p], kInput, count)) {
+            const Real* from = base + groups[p].base.of[kInput] + offset;
+            dispatch_power<W>(count, [&]<int n>() SUMPROD_INLINE_LAMBDA { read_dense<Real, n>(from, to + p * apart); });
+          } else {
+            read_transposed(groups[p], base, offset, count, to + p * apart);
+          }
           continue;
         }
       }
       for (int64_t i = 0; i < count; ++i) {
         for (int l = 0; l < W; ++l) {
-          to[p * apart + i * W + l] = to_real(base[groups[p].lane[l].of[kInput] + offset + i * stride]);
+          to[p * apart + i * W + l] = to_real(base[groups[p].at(kInput, l) + offset + i * stride]);
         }
       }
     }
@@ -324,7 +400,7 @@ void write_columns(const SliceShape<Real>& shape, const SliceLoop& reduced, cons
     const int64_t offset = at.of[kOutput];
     if (shape.side_by_side(kOutput)) {
       for (int64_t i = 0; i < count; ++i) {
-        Real* to = base + group.lane[0].of[kOutput] + offset + i * stride;
+        Real* to = base + group.base.of[kOutput] + offset + i * stride;
         if (group.count == W) {
           store(to, load(from + i * W));
         } else {
@@ -332,10 +408,15 @@ void write_columns(const SliceShape<Real>& shape, const SliceLoop& reduced, cons
         }
       }
     } else if (stride == 1) {
-      write_transposed(group, from, count, base, offset);
+      if (is_dense(group, kOutput, count)) {
+        Real* to = base + group.base.of[kOutput] + offset;
+        dispatch_power<W>(count, [&]<int n>() SUMPROD_INLINE_LAMBDA { write_dense<Real, n>(from, to); });
+      } else {
+        write_transposed(group, from, count, base, offset);
+      }
     } else {
       for (int64_t i = 0; i < count; ++i) {
-        for (int l = 0; l < group.count; ++l) base[group.lane[l].of[kOutput] + offset + i * stride] = from[i * W + l];
+        for (int l = 0; l < group.count; ++l) base[group.at(kOutput, l) + offset + i * stride] = from[i * W + l];
       }
     }
   });
@@ -345,57 +426,109 @@ void write_columns(const SliceShape<Real>& shape, const SliceLoop& reduced, cons
 template <class Real>
 SUMPROD_INLINE Vec<Real> read_results(const SliceShape<Real>& shape, const SliceGroup<Real>& group, const Real* base) {
   if (shape.columns() && shape.side_by_side(kResult) && group.count == Simd<Real>::kWidth) {
-    return load(base + group.lane[0].of[kResult]);
+    return load(base + group.base.of[kResult]);
   }
   Real part[Simd<Real>::kWidth];
-  for (int l = 0; l < Simd<Real>::kWidth; ++l) part[l] = base[group.lane[l].of[kResult]];
+  for (int l = 0; l < Simd<Real>::kWidth; ++l) part[l] = base[group.at(kResult, l)];
   return load(part);
 }
 
 template <class Real>
 SUMPROD_INLINE void write_results(const SliceShape<Real>& shape, const SliceGroup<Real>& group, Vec<Real> values, Real* base) {
   if (shape.columns() && shape.side_by_side(kResult) && group.count == Simd<Real>::kWidth) {
-    return store(base + group.lane[0].of[kResult], values);
+    return store(base + group.base.of[kResult], values);
   }
   Real part[Simd<Real>::kWidth];
   store(part, values);
-  for (int l = 0; l < group.count; ++l) base[group.lane[l].of[kResult]] = part[l];
+  for (int l = 0; l < group.count; ++l) base[group.at(kResult, l)] = part[l];
 }
 
 // Calls f(entry registers, a, b) on entries of slices and writes what it returns; a and b hold one
-// real per slice. `items` numbers groups chunk by chunk.
+// real per slice and come from parameters(shape, group, index, a, b). `items` numbers groups chunk
+// by chunk.
 template <class Real, class Parameters, class F>
-SUMPROD_INLINE void map_slices(const SliceProblem& problem, int64_t begin_item, int64_t end_item, Real* output, Real* buffer,
-                               Parameters parameters, F f) {
-  constexpr int W = Simd<Real>::kWidth;
-  const SliceShape<Real> shape(problem);
-  const SliceLoop& reduced = problem.reduced;
-  const Real* input = static_cast<const Real*>(problem.input);
-  const bool in_place = SliceShape<Real>::flat(reduced, kOutput);
-  for (int64_t item = begin_item; item < end_item; ++item) {
-    const int64_t index = item % shape.groups, chunk = item / shape.groups;
-    const SliceGroup<Real> group = shape.group(index);
-    Vec<Real> a, b;
-    parameters(shape, group, index, a, b);
-    const int64_t last = least((chunk + 1) * kSliceChunk, reduced.count);
-    for (int64_t begin = chunk * kSliceChunk; begin < last; begin += kSliceBlock) {
-      const int64_t end = least(begin + kSliceBlock, last), n = end - begin;
-      if (shape.columns()) {
-        read_columns(shape, reduced, &group, 1, input, begin, end, buffer, 0);
-        for (int64_t j = 0; j < n; ++j) store(buffer + j * W, f(load(buffer + j * W), a, b));
-        write_columns(shape, reduced, group, buffer, begin, end, output);
-        continue;
+class SliceMap {
+ public:
+  static constexpr int W = Simd<Real>::kWidth;
+
+  SliceMap(const SliceProblem& problem, Real* output, void* workspace, const Parameters& parameters, const F& f)
+      : shape_(problem),
+        reduced_(problem.reduced),
+        input_(static_cast<const Real*>(problem.input)),
+        output_(output),
+        buffer_(static_cast<Real*>(workspace)),
+        parameters_(parameters),
+        f_(f) {}
+
+  void run(int64_t begin_item, int64_t end_item) {
+    const bool sweep = shape_.side_by_side(kInput) && shape_.side_by_side(kOutput);
+    for (int64_t item = begin_item; item < end_item;) {
+      const int64_t index = item % shape_.groups, chunk = item / shape_.groups;
+      begin_ = chunk * kSliceChunk;
+      end_ = least(begin_ + kSliceChunk, reduced_.count);
+      const int64_t panel = sweep ? shape_.panel_of(index, least(kPanel, end_item - item)) : 1;
+      group_ = shape_.group(index);
+      if (group_.count == W && sweep) {
+        run_sweep(index, panel);
+      } else if (shape_.columns()) {
+        run_columns(index);
+      } else {
+        run_row(index);
       }
-      const Vec<Real> a_row = splat(a[0]), b_row = splat(b[0]);
-      const Real* row = read_row(reduced, input + group.lane[0].of[kInput], begin, end, buffer);
-      Real* target = output + group.lane[0].of[kOutput];
-      Real* to = in_place ? target + begin : buffer;
-      int64_t j = 0;
-      for (; j + W <= n; j += W) store(to + j, f(load(row + j), a_row, b_row));
-      if (j < n) store_partial(to + j, n - j, f(load_partial(row + j, n - j, Real(0)), a_row, b_row));
-      if (!in_place) write_row(reduced, buffer, target, begin, end);
+      item += panel;
     }
   }
-}
+
+ private:
+  // Memory row by memory row over a panel of neighbouring groups.
+  void run_sweep(int64_t index, int64_t panel) {
+    Vec<Real> a[kPanel], b[kPanel];
+    for (int64_t p = 0; p < panel; ++p) parameters_(shape_, shape_.group(index + p), index + p, a[p], b[p]);
+    const int64_t from_stride = inner_stride(reduced_, kInput), to_stride = inner_stride(reduced_, kOutput);
+    for_stretches(reduced_, begin_, end_, [&](int64_t, int64_t count, const Offsets& at) {
+      const Real* from = input_ + group_.base.of[kInput] + at.of[kInput];
+      Real* to = output_ + group_.base.of[kOutput] + at.of[kOutput];
+      for (int64_t i = 0; i < count; ++i, from += from_stride, to += to_stride) {
+        for (int64_t p = 0; p < panel; ++p) store(to + p * W, f_(load(from + p * W), a[p], b[p]));
+      }
+    });
+  }
+
+  void run_columns(int64_t index) {
+    Vec<Real> a, b;
+    parameters_(shape_, group_, index, a, b);
+    for (int64_t begin = begin_; begin < end_; begin += kSliceBlock) {
+      const int64_t end = least(begin + kSliceBlock, end_);
+      read_columns(shape_, reduced_, &group_, 1, input_, begin, end, buffer_, 0);
+      for (int64_t j = 0; j < end - begin; ++j) store(buffer_ + j * W, f_(load(buffer_ + j * W), a, b));
+      write_columns(shape_, reduced_, group_, buffer_, begin, end, output_);
+    }
+  }
+
+  void run_row(int64_t index) {
+    Vec<Real> a, b;
+    parameters_(shape_, group_, index, a, b);
+    const bool in_place = SliceShape<Real>::flat(reduced_, kOutput);
+    Real* target = output_ + group_.base.of[kOutput];
+    for (int64_t begin = begin_; begin < end_; begin += kSliceBlock) {
+      const int64_t end = least(begin + kSliceBlock, end_), n = end - begin;
+      const Real* row = read_row(reduced_, input_ + group_.base.of[kInput], begin, end, buffer_);
+      Real* to = in_place ? target + begin : buffer_;
+      int64_t j = 0;
+      for (; j + W <= n; j += W) store(to + j, f_(load(row + j), a, b));
+      if (j < n) store_partial(to + j, n - j, f_(load_partial(row + j, n - j, Real(0)), a, b));
+      if (!in_place) write_row(reduced_, buffer_, target, begin, end);
+    }
+  }
+
+  const SliceShape<Real> shape_;
+  const SliceLoop& reduced_;
+  const Real* input_;
+  Real *output_, *buffer_;
+  const Parameters& parameters_;
+  const F& f_;
+  SliceGroup<Real> group_;
+  int64_t begin_ = 0, end_ = 0;
+};
 
 }  // namespace

@@ -24,12 +24,14 @@ int64_t hmm_filter_group(const HmmTask& task) {
       const V log_total = Arithmetic::log(total);
       const V guard = log_total == -kInfinity<Real> ? V{} : log_total;  // -inf rows, not NaN
       Real* row = tile.write(t);
+      Int<Real> saturated = {};
       for (int64_t v = 0; v < vectors; ++v) {
         V result;
         if constexpr (Arithmetic::kExtended) {
           const auto x = Arithmetic::get(a, v, vectors);
           const V top = log_total == -kInfinity<Real> ? V{} : total.e;
           result = Arithmetic::log({x.f / total.f, x.e - top});
+          saturated |= forward.saturated(x);
           result = x.f == Real(0) ? splat(-kInfinity<Real>) : result;
         } else {
           // Through the predicted message: exp(emission) may have underflowed, its log has not.
@@ -37,6 +39,7 @@ int64_t hmm_filter_group(const HmmTask& task) {
         }
         store(row + v * W, result);
       }
+      if constexpr (Arithmetic::kExtended) forward.distrust(Layout::any_over_states(saturated) & forward.active(t));
     };
     forward.run(Keep::nothing, nullptr, visit);
     tile.flush();

@@ -26,6 +26,7 @@ int64_t hmm_marginals_group(const HmmTask& task) {
     if (forward.run(Keep::predicted, predicted, [](auto&&...) SUMPROD_INLINE_LAMBDA {})) {
       backward.run(predicted, [&](const typename Backward::Step& at) SUMPROD_INLINE_LAMBDA {
         Real* row = tile.write(at.t);
+        Int<Real> saturated = {};
         const V log_total = Arithmetic::log(at.total);
         for (int64_t v = 0; v < vectors; ++v) {
           const auto b = Arithmetic::get(at.backward, v, vectors);
@@ -33,6 +34,7 @@ int64_t hmm_marginals_group(const HmmTask& task) {
           if constexpr (Arithmetic::kExtended) {
             const auto x = Arithmetic::multiply(Arithmetic::get(at.forward, v, vectors), b);
             result = Arithmetic::log({x.f / at.total.f, x.e - at.total.e});
+            saturated |= backward.saturated(x);
           } else {
             const V p = load(at.predicted + v * W);
             const V both = at.watched ? log_nonnegative<Real>(p) + log_nonnegative<Real>(b.f)
@@ -41,6 +43,7 @@ int64_t hmm_marginals_group(const HmmTask& task) {
           }
           store(row + v * W, result);
         }
+        if constexpr (Arithmetic::kExtended) backward.distrust(Layout::any_over_states(saturated) & backward.active(at.t));
       });
       tile.flush();
     }

@@ -22,11 +22,13 @@ class PairwiseWriter {
     to_ = arena.take<Real>(vectors_ * W);
   }
 
-  void write(const Step& at, External* rows) {
+  // True when some result is beyond this arithmetic.
+  bool write(const Step& at, External* rows) {
     if constexpr (Arithmetic::kExtended) {
-      write_extended(at, rows);
+      return write_extended(at, rows);
     } else {
       write_linear(at, rows);
+      return false;
     }
   }
 
@@ -52,7 +54,8 @@ class PairwiseWriter {
     }
   }
 
-  void write_extended(const Step& at, External* rows) {
+  bool write_extended(const Step& at, External* rows) {
+    Int<Real> saturated = {};
     const int64_t states = problem_.states, panel = at.weights->panel;
     const Real top = at.total.e[0], log_total = log_nonnegative<Real>(at.total.f)[0];
     for (int64_t j = 0; j < states; ++j) {
@@ -64,12 +67,14 @@ class PairwiseWriter {
         const V e = ((a.e + Layout::weight(at.weights->exponent + w, 0)) + (y_e - at.next_scale.exponent)) - top;
         V result = e * Real(kLn2) + (log_nonnegative<Real>(f) - log_total);
         result = f == Real(0) ? splat(-kInfinity<Real>) : result;
+        saturated |= BackwardPass<Arithmetic, External>::saturated({f, e});
         for (int l = 0; l < (Layout::kMessage == 1 ? W : 1); ++l) {
           const int64_t i = Layout::kMessage == 1 ? v * W + l : v;
           if (i < states) rows[i * states + j] = External(result[l]);
         }
       }
     }
+    return any(saturated);
   }
 
   const HmmProblem& problem_;
@@ -99,7 +104,8 @@ int64_t hmm_pairwise_group(const HmmTask& task) {
 
     if (forward.run(Keep::predicted, predicted, [](auto&&...) SUMPROD_INLINE_LAMBDA {})) {
       backward.run(predicted, [&](const typename Backward::Step& at) {
-        if (at.weights != nullptr) writer.write(at, rows + at.t * square);
+        if (at.weights == nullptr) return;
+        if (writer.write(at, rows + at.t * square)) backward.distrust(~Int<Real>{});
       });
     }
     task.redo[0] = forward.redo(0) || backward.redo(0);

@@ -62,6 +62,8 @@ class ViterbiTask {
     using Pass<Arithmetic, External>::active;
     using Pass<Arithmetic, External>::emission;
     void begin() { this->bind(); }
+    V initial_peak() const { return this->initial_peak_; }
+    V emission_peak() const { return this->emission_peak_; }
   };
 
   Real* message(int64_t t, int64_t first) { return messages_ + (t - first) * vectors_ * W; }
@@ -74,7 +76,7 @@ class ViterbiTask {
     const auto use = [&](int64_t v, V best) SUMPROD_INLINE_LAMBDA {
       const V emission = load(e + v * W);
       const V x = best + (emission - shift);
-      bad |= ~(emission < kInfinity<Real>);
+      bad |= ~(emission < kInfinity<Real>);  // NaN or +inf; at t = 0 +inf has become NaN
       store(d + v * W, x);
       peak = max_fast(x, peak);
     };
@@ -110,6 +112,10 @@ class ViterbiTask {
       dead |= now;
       shift = now ? V{} : peak;
       shifts_total_.add(shift);
+      if (t == 0) {
+        shifts_total_.add(pass_.initial_peak());
+        shifts_total_.add(pass_.emission_peak());
+      }
       if (t + 1 >= group_.lanes.shortest) note_scores(t);
       previous = d;
     }

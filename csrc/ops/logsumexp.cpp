@@ -25,7 +25,7 @@ Tensor logsumexp(const Tensor& input, std::vector<int64_t> dim, bool keepdim) {
   } else {
     const SlicePlan plan = SUMPROD_KERNEL(logsumexp_plan)(problem);
     const int64_t items = plan.groups * plan.chunks, slots = plan.chunks > 1 ? items * plan.slices_per_group : 0;
-    const double entries = static_cast<double>(problem.reduced.count * plan.slices_per_group) / static_cast<double>(plan.chunks);
+    const double entries = entries_per_item(problem, plan);
     const int workers = slice_workers(items, entries);
     const Workspace workspace(workers, plan.workspace_bytes);
     std::vector<SlicePartial> partials(static_cast<size_t>(slots));
@@ -62,7 +62,7 @@ Tensor logsumexp_backward(const Tensor& grad, const Tensor& input, const Tensor&
   const Tensor out = output.is_contiguous() ? output : torch::stable::contiguous(output);
   const SlicePlan plan = SUMPROD_KERNEL(logsumexp_plan)(problem);
   const int64_t items = plan.groups * plan.chunks;
-  const double entries = static_cast<double>(problem.reduced.count * plan.slices_per_group) / static_cast<double>(plan.chunks);
+  const double entries = entries_per_item(problem, plan);
   const int workers = slice_workers(items, entries);
   const Workspace workspace(workers, plan.workspace_bytes);
   LogSumExpBackwardTask task{&problem, 0, problem.kept.count, nullptr, g.const_data_ptr(), out.const_data_ptr(),

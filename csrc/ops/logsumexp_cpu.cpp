@@ -10,7 +10,7 @@ template <class Real>
 auto write_log_sum_exp(void* result) {
   return [out = static_cast<Real*>(result)](const SliceShape<Real>& shape, const SliceGroup<Real>& group, int64_t,
                                             const ChunkSum<Real>& sum) {
-    write_results(shape, group, sum.top + log_of_sums<Real>(sum.sum), out);
+    write_results(shape, group, sum.top + log_of_sum<Real>(sum.sum), out);
   };
 }
 
@@ -43,7 +43,8 @@ void backward(const LogSumExpBackwardTask& task) {
     below = below > Real(0) ? splat(Real(0)) : below;  // NaN passes
     return g * exp_nonpositive<Real>(below);
   };
-  map_slices<Real>(problem, task.begin, task.end, output, static_cast<Real*>(task.workspace), parameters, gradient);
+  SliceMap<Real, decltype(parameters), decltype(gradient)> map(problem, output, task.workspace, parameters, gradient);
+  map.run(task.begin, task.end);
 }
 
 template <class Real>

@@ -1,1 +1,39 @@
-// being written
+#include "ops/maxmatmul.h"
+
+#include <limits>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+
+#include "ops/matrices.h"
+
+namespace sumprod {
+
+namespace {
+
+using torch::headeronly::ScalarType;
+
+std::tuple<Tensor, Tensor> maxmatmul(const Tensor& x, const Tensor& y) {
+  const MatrixInputs in("maxmatmul", x, y);
+  const MatrixProblem& problem = in.problem;
+  // Indices travel in the lanes of a float register.
+  STD_TORCH_CHECK(problem.inner <= std::numeric_limits<int32_t>::max(), "sumprod::maxmatmul: at most 2^31 - 1 terms, got ",
+                  problem.inner);
+  Tensor values = in.matrices(x, problem.rows, problem.columns);
+  const auto sizes = values.sizes();
+  Tensor indices = torch::stable::new_empty(x, sizes, ScalarType::Long);
+  const MaxMatmulTask task{&problem, 0, 0, nullptr, values.mutable_data_ptr(), indices.mutable_data_ptr<int64_t>()};
+  const auto kernel = SUMPROD_KERNEL(maxmatmul_tiles);
+  run_tiles({problem.batch, problem.rows, problem.columns}, 2 * problem.inner, kernel(task),
+            [&](int64_t begin, int64_t end, void* workspace) {
+              kernel({&problem, begin, end, workspace, task.values, task.indices});
+            });
+  return {values, indices};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) { m.def("maxmatmul(Tensor x, Tensor y) -> (Tensor, Tensor)"); }
+STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) { m.impl("maxmatmul", TORCH_BOX(&maxmatmul)); }
+
+}  // namespace sumprod

@@ -100,6 +100,10 @@ std::vector<int64_t> SliceInputs::result_sizes(bool keepdim) const {
   return result;
 }
 
+double entries_per_item(const SliceProblem& problem, const SlicePlan& plan) {
+  return static_cast<double>(problem.reduced.count * plan.slices_per_group) / static_cast<double>(plan.chunks);
+}
+
 int slice_workers(int64_t items, double entries) {
   const double units = static_cast<double>(items) * entries / kEntriesPerUnit;
   return worker_count(std::min(items, static_cast<int64_t>(units)));

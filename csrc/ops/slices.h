@@ -30,6 +30,9 @@ class SliceInputs {
   std::vector<char> is_reduced_;
 };
 
+// Entries of one item of a plan, on average.
+double entries_per_item(const SliceProblem& problem, const SlicePlan& plan);
+
 // Calls work(begin, end, worker) for ranges of `items`, each `entries` long.
 void run_slices(int64_t items, double entries, int workers, const std::function<void(int64_t, int64_t, int)>& work);
 

@@ -31,6 +31,13 @@ class HMMArguments(NamedTuple):
         return self.initial, self.transition, self.emission, self.lengths
 
     @property
+    def constants(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The same, cut off from autograd."""
+        if not self.wants_grad:
+            return self.potentials
+        return self.initial.detach(), self.transition.detach(), self.emission.detach(), self.lengths
+
+    @property
     def wants_grad(self) -> bool:
         """Whether autograd has to know about this call."""
         return torch.is_grad_enabled() and (

@@ -57,8 +57,7 @@ def hmm_sample(
     """
     arguments = canonical("hmm_sample", initial, transition, emission, lengths)
     numbers = _uniforms(arguments, num_samples, generator, uniforms)
-    potentials = (x if x is None else x.detach() for x in arguments.potentials)
-    path, dead = native.hmm_sample(*potentials, numbers)
+    path, dead = native.hmm_sample(*arguments.constants, numbers)
     check_support("hmm_sample", dead, path, arguments.batch_shape)
     result: Tensor = path
     if len(arguments.batch_shape) != 1:

@@ -58,7 +58,7 @@ def hmm_viterbi(
         ([0, 0, 1], '0.01512')
     """
     arguments = canonical("hmm_viterbi", initial, transition, emission, lengths)
-    path, score, dead = native.hmm_viterbi(*(x if x is None else x.detach() for x in arguments.potentials))
+    path, score, dead = native.hmm_viterbi(*arguments.constants)
     check_support("hmm_viterbi", dead, path, arguments.batch_shape)
     if arguments.wants_grad:
         differentiable = composite.path_score(path, arguments.initial, arguments.transition, arguments.emission)
