@@ -99,6 +99,10 @@ std::tuple<Tensor, Tensor, Tensor> hmm_log_normalizer_backward(const Tensor& gra
     torch::stable::fill_(grad_initial, 0.0);
     fill_padding(problem, grad_emission, problem.steps, problem.states, 0, 0.0);
   }
+  if (problem.batch == 0) {  // nothing to sum, and the transition may have no elements either
+    torch::stable::fill_(grad_transition, 0.0);
+    return {like_initial(in, grad_initial), grad_transition, grad_emission};
+  }
   const int64_t units = kind == TransitionGradient::shared ? partial_sums(problem) : 1;
   Tensor sums = in.zeros_double({partial ? units : 0, partial ? in.transition.size(1) : 0, square});
   if (!partial) torch::stable::fill_(grad_transition, 0.0);

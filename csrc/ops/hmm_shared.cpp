@@ -32,8 +32,8 @@ std::vector<int64_t> by_falling_length(const HmmProblem& problem) {
   return order;
 }
 
-int lanes_per_group(const HmmProblem& problem, HmmTier tier, HmmLayout layout) {
-  if (problem.transition_batch != 0 || layout == HmmLayout::lane_is_state) return 1;
+int lanes_per_group(const HmmProblem& problem, const HmmRun& run, HmmTier tier, HmmLayout layout) {
+  if (run.by_state || problem.transition_batch != 0 || layout == HmmLayout::lane_is_state) return 1;
   const bool wide = problem.is_double || tier == HmmTier::extended_double;
   return vector_bytes(isa_in_use()) / (wide ? 8 : 4);
 }
@@ -41,7 +41,7 @@ int lanes_per_group(const HmmProblem& problem, HmmTier tier, HmmLayout layout) {
 // Independent of the number of threads, so that sums over groups are added in one order.
 HmmLayout choose_layout(const HmmProblem& problem, const HmmRun& run, int64_t sequences) {
   if (run.by_state || problem.transition_batch != 0) return HmmLayout::lane_is_state;
-  const int width = lanes_per_group(problem, HmmTier::linear, HmmLayout::lane_is_sequence);
+  const int width = lanes_per_group(problem, run, HmmTier::linear, HmmLayout::lane_is_sequence);
   const auto groups = static_cast<double>((sequences + width - 1) / width);
   return static_cast<double>(sequences) < kGroupCost * groups ? HmmLayout::lane_is_state
                                                               : HmmLayout::lane_is_sequence;
@@ -57,7 +57,7 @@ double multiply_adds(const HmmProblem& problem, const std::vector<int64_t>& sequ
 std::vector<int64_t> run_tier(const HmmProblem& problem, const HmmRun& run, HmmTier tier, HmmLayout layout,
                               const HmmShared& shared, const std::vector<int64_t>& sequences) {
   const auto count = static_cast<int64_t>(sequences.size());
-  const int width = lanes_per_group(problem, tier, layout);
+  const int width = lanes_per_group(problem, run, tier, layout);
   const int64_t groups = (count + width - 1) / width;
   const int64_t units = std::min(groups, run.max_units);
   const int workers = multiply_adds(problem, sequences) < kWorthAThread ? 1 : worker_count(units);

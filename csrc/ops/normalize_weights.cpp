@@ -1,6 +1,5 @@
 #include "ops/normalize_weights.h"
 
-#include <cmath>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -36,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> normalize_weights(const Tensor& log_weights, 
   const Workspace tops(2, problem.kept.count * static_cast<int64_t>(sizeof(double)));
   std::vector<SlicePartial> partials(static_cast<size_t>(slots));
   const NormalizeWeightsTask task{&problem, 0, plan.groups, nullptr, partials.data(),
-                                  std::log(static_cast<double>(problem.reduced.count)), tops.of(0), tops.of(1),
+                                  static_cast<double>(problem.reduced.count), tops.of(0), tops.of(1),
                                   normalised.mutable_data_ptr(), evidence.mutable_data_ptr(), ess.mutable_data_ptr()};
   const auto spread = [&](void (*kernel)(const NormalizeWeightsTask&)) {
     run_slices(items, entries, workers, [&](int64_t begin, int64_t end, int worker) {

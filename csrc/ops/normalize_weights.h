@@ -18,7 +18,7 @@ struct NormalizeWeightsTask {
   int64_t begin, end;           // items of the plan; groups when combining
   void* workspace;
   SlicePartial* partials;       // [group, slice of the group, chunk], used when there are several chunks
-  double log_count;
+  double count;                 // n
   void *top, *log_sum;          // one per slice, from the first pass to the second
   void *log_weights, *log_evidence, *ess;
 };

@@ -11,13 +11,13 @@ auto write_summary(const NormalizeWeightsTask& task) {
   return [&task](const SliceShape<Real>& shape, const SliceGroup<Real>& group, int64_t, const ChunkSum<Real>& sum) {
     constexpr int W = Simd<Real>::kWidth;
     const Vec<Real> log_sum = log_of_sum<Real>(sum.sum);
-    Vec<Real> evidence, ess;
+    Vec<Real> mean, ess;
     for (int l = 0; l < W; ++l) {
       const double s = sum.sum[l], q = sum.squares[l];
-      evidence[l] = Real(double(sum.top[l]) + (double(log_sum[l]) - task.log_count));
+      mean[l] = Real(s / task.count);
       ess[l] = s == 0.0 ? Real(0) : Real(s * s / q);
     }
-    write_results(shape, group, evidence, static_cast<Real*>(task.log_evidence));
+    write_results(shape, group, sum.top + log_of_sum<Real>(mean), static_cast<Real*>(task.log_evidence));
     write_results(shape, group, ess, static_cast<Real*>(task.ess));
     // Without any weight, -inf - 0 - 0 is what the second pass should write.
     const Int<Real> none = (sum.top == -kInfinity<Real>) & (sum.sum == Real(0));
