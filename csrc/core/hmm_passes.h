@@ -281,7 +281,7 @@ class ForwardPass : public Pass<Arithmetic, External> {
       Arithmetic::put(a, v, n, x);
       peak = Arithmetic::peak(x, peak);
     };
-    const Weights<Real>* weights = nullptr;
+    const Weights<Real>* incoming = nullptr;
     if (t == 0) {
       scale_ = Arithmetic::unit_scale();
       maxima_.add(this->initial_peak_);
@@ -293,20 +293,25 @@ class ForwardPass : public Pass<Arithmetic, External> {
         Arithmetic::put(a, v, n, x);
         peak = Arithmetic::peak(x, peak);
       }
-      if (this->lanes_.longest > 1) weights = &this->transitions_.at(0, false);
     } else {
-      weights = &this->transitions_.at(t - 1, false);
-      shift_ += weights->shift;
-      Arithmetic::propagate(*weights, previous_, this->states_, use);
+      incoming = &this->transitions_.at(t - 1, false);
+      shift_ += incoming->shift;
+      Arithmetic::propagate(*incoming, previous_, this->states_, use);
     }
     peak = Layout::max_over_states(peak);
     scale_ = Arithmetic::scale_from(peak);
     maxima_.add(m);
     exponents_.add(scale_.exponent);
-    if (weights != nullptr && this->needs_watch(*weights)) {
-      this->watch(*weights, p, a, e, scale_, this->active(t));
-    }
     this->watch_extended(scale_.exponent, this->active(t));
+    // A sequence is watched with the weights of its next step, or at its end with those of its last
+    // one, so that what is watched does not depend on the group around it.
+    const Mask continues = this->active(t + 1);
+    if (incoming != nullptr && t + 1 >= this->lanes_.shortest && this->needs_watch(*incoming)) {
+      this->watch(*incoming, p, a, e, scale_, this->active(t) & ~continues);
+    }
+    if (t + 1 == this->lanes_.longest) return;
+    const Weights<Real>& next = this->transitions_.at(t, false);
+    if (this->needs_watch(next)) this->watch(next, p, a, e, scale_, continues);
   }
 
   // Reads off the totals of the lanes whose last step is t.
@@ -397,10 +402,15 @@ class BackwardPass : public Pass<Arithmetic, External> {
       }
       const Number total = Arithmetic::dot(forward_, b, this->states_, n);
       const bool watched = weights != nullptr && this->needs_watch(*weights);
-      check(t, total, b, w, e, peak, weights, watched);
+      check_total(total, this->active(t), continues, watched);
       visit(Step{t, e, m, p, forward_, b, total, next_[(t + 1) % 2], scale, next_emission_[(t + 1) % 2], next_m,
                  backward_[(t + 1) % 2], continues, watched, weights});
       scale = Arithmetic::scale_from(Layout::max_over_states(peak));
+      this->watch_extended(scale.exponent, this->active(t));
+      if (t > 0) {
+        const Weights<Real>& next = this->transitions_.at(t - 1, true);
+        if (this->needs_watch(next)) this->watch(next, b, w, e, scale, this->active(t));
+      }
       for (int64_t v = 0; v < n; ++v) store(next_emission_[t % 2] + v * W, load(e + v * W));
       next_m = m;
       if (t % 64 == 0 && this->all_redo()) return;
@@ -423,18 +433,13 @@ class BackwardPass : public Pass<Arithmetic, External> {
                           });
   }
 
-  void check(int64_t t, Number total, const Real* b, const Real* w, const Real* e, V peak,
-             const Weights<Real>* weights, bool watched) {
-    const Mask here = this->active(t);
-    const Scale scale = Arithmetic::scale_from(Layout::max_over_states(peak));
-    this->watch_extended(scale.exponent, here);
+  // Forward and backward messages that barely overlap hide what was lost in either.
+  void check_total(Number total, Mask here, Mask continues, bool watched) {
     if constexpr (Arithmetic::kExtended) {
       this->watch_extended(total.e, here & (total.f > Real(0)));
     } else if (watched) {
-      if (t > 0) this->watch(*weights, b, w, e, scale, here);
-      // Forward and backward messages that barely overlap hide what was lost in either.
       constexpr Real least = Real(power_of_two(int(Trust<Real>::kAgreement)));
-      this->redo_ |= (total.f < least) & here;
+      this->redo_ |= (total.f < least) & here & continues;
     }
   }
 

@@ -18,7 +18,7 @@ SUMPROD_INLINE Vec<Real> shift_of(Vec<Real> top) {
   return ((top == kInfinity<Real>) | (top == -kInfinity<Real>)) ? splat(Real(0)) : top;
 }
 
-// Adds 2 W (or W) accumulators up as a tree.
+// Adds accumulators up as a tree.
 template <class T, int kCount>
 SUMPROD_INLINE T add_tree(T* acc) {
 #pragma GCC unroll 4
@@ -186,7 +186,8 @@ template <class Source>
 int64_t log_sum_exp_bytes(const SliceProblem& problem) {
   using Real = RealOf<Source>;
   const SliceShape<Real> shape(problem);
-  return shape.block_entries() * shape.buffer_groups() * (shape.columns() ? Simd<Real>::kWidth : 1) * int64_t(sizeof(Real));
+  const int64_t entries = shape.block_entries() * shape.buffer_groups() * shape.slices_per_group();
+  return entries * int64_t(sizeof(Real));
 }
 
 template <class Source>
@@ -222,7 +223,8 @@ SUMPROD_INLINE void sum_slices(const SliceProblem& problem, int64_t begin_item, 
       const int64_t end = least(begin + kSliceBlock, last);
       if (shape.columns()) {
         read_columns(shape, problem.reduced, groups, panel, input, begin, end, buffer, apart);
-        for (int p = 0; p < panel; ++p) block_sums[p * per_group + count] = sum_columns<Real, kSquares>(buffer + p * apart, end - begin);
+        for (int p = 0; p < panel; ++p)
+          block_sums[p * per_group + count] = sum_columns<Real, kSquares>(buffer + p * apart, end - begin);
       } else {
         const Real* row = read_row(problem.reduced, input + groups[0].base.of[kInput], begin, end, buffer);
         const BlockSum<Real> sum = sum_row<Real, kSquares>(row, end - begin);

@@ -143,7 +143,8 @@ void maxima_over_rows(Strided<Real> from, int64_t rows, int64_t lanes, Real* out
 
 // Copies a matrix into panels of kVectors registers: panel by panel, row by row.
 template <class Real, class Transform>
-SUMPROD_INLINE void pack_panels(Strided<Real> from, int64_t rows, int64_t lanes, Real fill, Real* to, Transform transform) {
+SUMPROD_INLINE void pack_panels(Strided<Real> from, int64_t rows, int64_t lanes, Real fill, Real* to,
+                                Transform transform) {
   constexpr int W = Simd<Real>::kWidth;
   constexpr int64_t kPanel = TileShape<Real>::kVectors * W;
   for_registers(from, rows, lanes, fill, [&](int64_t r, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA {
@@ -186,12 +187,15 @@ struct MultiplyBlock {
 
 // Runs Block over all register blocks of a tile: left rows with stride kLeftStride, right panels.
 template <class Real, class Block, int kV, class... Tail>
-SUMPROD_INLINE void run_panel(const Real* left, int64_t rows, const Real* right, int64_t inner, int64_t first, Real* tile, Tail... tail) {
+SUMPROD_INLINE void run_panel(const Real* left, int64_t rows, const Real* right, int64_t inner, int64_t first,
+                              Real* tile, Tail... tail) {
   constexpr int64_t kA = TileShape<Real>::kLeftStride, kC = TileShape<Real>::kStride;
   int64_t r = 0;
   const auto step = [&]<int kR>() SUMPROD_INLINE_LAMBDA {
     if constexpr (kR <= TileShape<Real>::kRows) {
-      for (; r + kR <= rows; r += kR) Block::template run<kR, kV>(left + r * kA, right, inner, first, tile + r * kC, (tail + r * kC)...);
+      for (; r + kR <= rows; r += kR) {
+        Block::template run<kR, kV>(left + r * kA, right, inner, first, tile + r * kC, (tail + r * kC)...);
+      }
     }
   };
   step.template operator()<8>();
@@ -201,7 +205,8 @@ SUMPROD_INLINE void run_panel(const Real* left, int64_t rows, const Real* right,
 }
 
 template <class Real, class Block, class... Tail>
-void run_blocks(const Real* left, int64_t rows, const Real* right, int64_t columns, int64_t inner, int64_t first, Real* tile, Tail... tail) {
+void run_blocks(const Real* left, int64_t rows, const Real* right, int64_t columns, int64_t inner, int64_t first,
+                Real* tile, Tail... tail) {
   constexpr int W = Simd<Real>::kWidth;
   constexpr int64_t kPanel = TileShape<Real>::kVectors * W;
   for (int64_t c = 0; c < columns; c += kPanel) {
@@ -237,16 +242,19 @@ struct TileBuffers {
 // [inner, columns] (lanes along the columns), each transformed as it is read:
 // value = transform(row, lane, register).
 template <class Real, class Left, class Right>
-SUMPROD_INLINE void multiply_tile(const TileBuffers<Real>& buffers, Strided<Real> left, Strided<Real> right, int64_t rows,
-                                  int64_t inner, int64_t columns, Left left_transform, Right right_transform) {
+SUMPROD_INLINE void multiply_tile(const TileBuffers<Real>& buffers, Strided<Real> left, Strided<Real> right,
+                                  int64_t rows, int64_t inner, int64_t columns, Left left_transform,
+                                  Right right_transform) {
   buffers.clear(rows, columns);
   for (int64_t first = 0; first < inner; first += kInnerBlock) {
     const int64_t count = smallest(kInnerBlock, inner - first);
-    for_registers(left.at(0, first), rows, count, -kInfinity<Real>, [&](int64_t r, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA {
-      store(buffers.left + r * TileShape<Real>::kLeftStride + l, left_transform(r, first + l, v));
-    });
+    for_registers(left.at(0, first), rows, count, -kInfinity<Real>,
+                  [&](int64_t r, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA {
+                    store(buffers.left + r * TileShape<Real>::kLeftStride + l, left_transform(r, first + l, v));
+                  });
     pack_panels(right.at(first, 0), count, columns, -kInfinity<Real>, buffers.right,
-                [&](int64_t r, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA { return right_transform(first + r, l, v); });
+                [&](int64_t r, int64_t l, Vec<Real> v)
+                    SUMPROD_INLINE_LAMBDA { return right_transform(first + r, l, v); });
     run_blocks<Real, MultiplyBlock<Real>>(buffers.left, rows, buffers.right, columns, count, first, buffers.tile);
   }
 }

@@ -93,6 +93,20 @@ SUMPROD_INLINE void store(Real* p, Vec<Real> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// `x - zero` and not `zero + x`: only the first folds to a bare broadcast without fast-math.
+template <class Real>
+SUMPROD_INLINE Vec<Real> splat(Real x) {
+  return x - Vec<Real>{};
+}
+
+// All bits set in the first `count` lanes.
+template <class Real>
+SUMPROD_INLINE Int<Real> lanes_below(int64_t count) {
+  Int<Real> lane;
+  for (int l = 0; l < Simd<Real>::kWidth; ++l) lane[l] = l;
+  return lane < typename Simd<Real>::Bits(count);
+}
+
 // The first `count` lanes from memory (nothing is read past them), the others `fill`.
 template <class Real>
 SUMPROD_INLINE Vec<Real> load_partial(const Real* p, int64_t count, Real fill) {
@@ -102,6 +116,13 @@ SUMPROD_INLINE Vec<Real> load_partial(const Real* p, int64_t count, Real fill) {
     return (Vec<Real>)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), __mmask16(mask), p);
   } else {
     return (Vec<Real>)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), __mmask8(mask), p);
+  }
+#elif SUMPROD_VECTOR_BYTES == 32 && defined(__AVX2__)
+  const Int<Real> mask = lanes_below<Real>(count);
+  if constexpr (sizeof(Real) == 4) {
+    return mask ? (Vec<Real>)_mm256_maskload_ps(p, (__m256i)mask) : splat(fill);
+  } else {
+    return mask ? (Vec<Real>)_mm256_maskload_pd(p, (__m256i)mask) : splat(fill);
   }
 #else
   Real part[Simd<Real>::kWidth];
@@ -119,17 +140,18 @@ SUMPROD_INLINE void store_partial(Real* p, int64_t count, Vec<Real> v) {
   } else {
     _mm512_mask_storeu_pd(p, __mmask8(mask), (__m512d)v);
   }
+#elif SUMPROD_VECTOR_BYTES == 32 && defined(__AVX2__)
+  const Int<Real> mask = lanes_below<Real>(count);
+  if constexpr (sizeof(Real) == 4) {
+    _mm256_maskstore_ps(p, (__m256i)mask, (__m256)v);
+  } else {
+    _mm256_maskstore_pd(p, (__m256i)mask, (__m256d)v);
+  }
 #else
   Real part[Simd<Real>::kWidth];
   store(part, v);
   for (int i = 0; i < Simd<Real>::kWidth && i < count; ++i) p[i] = part[i];
 #endif
-}
-
-// `x - zero` and not `zero + x`: only the first folds to a bare broadcast without fast-math.
-template <class Real>
-SUMPROD_INLINE Vec<Real> splat(Real x) {
-  return x - Vec<Real>{};
 }
 
 SUMPROD_INLINE IntF as_bits(VecF v) { return (IntF)v; }

@@ -39,7 +39,7 @@ struct SliceProblem {
 // How a kernel divides a problem: `items` pieces of work, numbered chunk by chunk. When a slice is
 // longer than a chunk (chunks > 1), each item leaves a partial result, combined at the end.
 struct SlicePlan {
-  int64_t groups;           // sets of slices that travel together
+  int64_t groups;  // sets of slices that travel together
   int64_t slices_per_group;
   int64_t chunks;           // per slice
   int64_t workspace_bytes;  // per worker

@@ -18,13 +18,12 @@ Tensor logmatmulexp(const Tensor& x, const Tensor& y) {
   const LogMatmulExpTask task{&problem, 0, 0, nullptr, out.mutable_data_ptr()};
   const auto kernel = SUMPROD_KERNEL(logmatmulexp_tiles);
   run_tiles({problem.batch, problem.rows, problem.columns}, problem.inner, kernel(task),
-            [&](int64_t begin, int64_t end, void* workspace) {
-              kernel({&problem, begin, end, workspace, task.out});
-            });
+            [&](int64_t begin, int64_t end, void* workspace) { kernel({&problem, begin, end, workspace, task.out}); });
   return out;
 }
 
-std::tuple<Tensor, Tensor> logmatmulexp_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& out) {
+std::tuple<Tensor, Tensor> logmatmulexp_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
+                                                 const Tensor& out) {
   const MatrixInputs in("logmatmulexp_backward", x, y);
   const MatrixProblem& problem = in.problem;
   const int64_t elements = problem.batch * problem.rows * problem.columns;

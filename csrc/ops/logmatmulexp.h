@@ -30,8 +30,8 @@ struct LogMatmulExpBackwardTask {
   const MatrixProblem* problem;
   int64_t begin, end;
   void* workspace;
-  const void *grad, *out;  // [batch, rows, columns]
-  void* scaled;            // h, the same shape; NaN marks elements that enter term by term
+  const void *grad, *out;      // [batch, rows, columns]
+  void* scaled;                // h, the same shape; NaN marks elements that enter term by term
   void *row_top, *column_top;  // maxima [batch, rows] and [batch, columns], padded by a register
   unsigned char* exact;        // per tile of `out`: some element is marked
   void *grad_x, *grad_y;       // [batch, rows, inner], [batch, inner, columns]

@@ -29,12 +29,6 @@ SUMPROD_INLINE Vec<Real> finite_exp(Vec<Real> v, Vec<Real> top) {
   const Vec<Real> e = shifted_exp<Real>(v, top);
   return (e == e) & ~is_infinite<Real>(top) ? e : splat(Real(0));
 }
-template <class Real>
-SUMPROD_INLINE Int<Real> lanes_below(int64_t count) {
-  Int<Real> lane;
-  for (int l = 0; l < Simd<Real>::kWidth; ++l) lane[l] = l;
-  return lane < typename Simd<Real>::Bits(count);
-}
 // exp(v) for a v that is not positive but for rounding.
 template <class Real>
 SUMPROD_INLINE Vec<Real> weight(Vec<Real> v) {
@@ -59,7 +53,8 @@ struct SumTile {
     multiply_tile(
         buffers, x, y, tile.rows, problem.inner, tile.columns,
         [&](int64_t r, int64_t, Vec<Real> v) SUMPROD_INLINE_LAMBDA { return shifted_exp<Real>(v, splat(row_top[r])); },
-        [&](int64_t, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA { return shifted_exp<Real>(v, load(column_top + l)); });
+        [&](int64_t, int64_t l, Vec<Real> v)
+            SUMPROD_INLINE_LAMBDA { return shifted_exp<Real>(v, load(column_top + l)); });
   }
 };
 
@@ -147,7 +142,7 @@ int64_t forward(const LogMatmulExpTask& task) {
       for (int64_t r = 0; r < tile.rows; ++r) {
         const Vec<Real> sum = load(sums.buffers.row(r) + c);
         store_up_to(out + r * problem.columns + c, lanes, log_nonnegative<Real>(sum) + (column_top + sums.row_top[r]));
-        if (any(~(sum >= kLeastSum<Real>) & used)) exact.rows[exact.count++] = r;
+        if (any(~(sum >= kLeastSum<Real>)&used)) exact.rows[exact.count++] = r;
       }
       if (exact.count == 0) continue;
       exact.compute(x, y.at(0, c), problem.inner, lanes);
@@ -237,7 +232,7 @@ class Backward {
         const Vec<Real> sum = load(buffers_.row(r) + c), g = load_up_to(grad(first + c), lanes, Real(0));
         const Vec<Real> value = load_up_to(out(first + c), lanes, -kInfinity<Real>);
         Vec<Real> h = g / sum;
-        h = (sum >= kLeastSum<Real>) & ~is_infinite<Real>(h) ? h : splat(Real(__builtin_nan("")));
+        h = (sum >= kLeastSum<Real>)&~is_infinite<Real>(h) ? h : splat(Real(__builtin_nan("")));
         h = value == -kInfinity<Real> ? Vec<Real>{} : h;
         marked = marked || any(h != h);
         store_up_to(scaled(first + c), lanes, h);
@@ -250,7 +245,8 @@ class Backward {
 
   void store_tile(const MatrixTile& tile, Real* to, int64_t stride) const {
     for (int64_t r = 0; r < tile.rows; ++r) {
-      for (int64_t c = 0; c < tile.columns; c += W) store_up_to(to + r * stride + c, tile.columns - c, load(buffers_.row(r) + c));
+      for (int64_t c = 0; c < tile.columns; c += W)
+        store_up_to(to + r * stride + c, tile.columns - c, load(buffers_.row(r) + c));
     }
   }
 
@@ -263,10 +259,12 @@ class Backward {
     multiply_tile(
         buffers_, Strided<Real>{scaled(place(b, tile.row, 0)), columns_, 1}, y, tile.rows, columns_, tile.columns,
         [&](int64_t, int64_t, Vec<Real> h) SUMPROD_INLINE_LAMBDA { return unmarked(h); },
-        [&](int64_t r, int64_t, Vec<Real> v) SUMPROD_INLINE_LAMBDA { return finite_exp<Real>(v, splat(right_tops[r])); });
-    for_registers(x, tile.rows, tile.columns, -kInfinity<Real>, [&](int64_t r, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA {
-      store(buffers_.row(r) + l, load(buffers_.row(r) + l) * finite_exp<Real>(v, splat(tops[r])));
-    });
+        [&](int64_t r, int64_t, Vec<Real> v)
+            SUMPROD_INLINE_LAMBDA { return finite_exp<Real>(v, splat(right_tops[r])); });
+    for_registers(x, tile.rows, tile.columns, -kInfinity<Real>,
+                  [&](int64_t r, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA {
+                    store(buffers_.row(r) + l, load(buffers_.row(r) + l) * finite_exp<Real>(v, splat(tops[r])));
+                  });
     if (any_exact(b)) exact_x(tile, x, y);
     store_tile(tile, static_cast<Real*>(task_.grad_x) + (b * problem_.rows + tile.row) * inner_ + tile.column, inner_);
   }
@@ -312,12 +310,14 @@ class Backward {
     const Strided<Real> y = matrix_of<Real>(problem_.y, b).at(tile.row, tile.column);
     const Real *tops = column_top(b) + tile.column, *left_tops = row_top(b);
     multiply_tile(
-        buffers_, x, Strided<Real>{scaled(place(b, 0, tile.column)), columns_, 1}, tile.rows, problem_.rows, tile.columns,
+        buffers_, x, Strided<Real>{scaled(place(b, 0, tile.column)), columns_, 1}, tile.rows, problem_.rows,
+        tile.columns,
         [&](int64_t, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA { return finite_exp<Real>(v, load(left_tops + l)); },
         [&](int64_t, int64_t, Vec<Real> h) SUMPROD_INLINE_LAMBDA { return unmarked(h); });
-    for_registers(y, tile.rows, tile.columns, -kInfinity<Real>, [&](int64_t r, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA {
-      store(buffers_.row(r) + l, load(buffers_.row(r) + l) * finite_exp<Real>(v, load(tops + l)));
-    });
+    for_registers(y, tile.rows, tile.columns, -kInfinity<Real>,
+                  [&](int64_t r, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA {
+                    store(buffers_.row(r) + l, load(buffers_.row(r) + l) * finite_exp<Real>(v, load(tops + l)));
+                  });
     if (any_exact(b)) exact_y(tile, y);
     store_tile(tile, static_cast<Real*>(task_.grad_y) + (b * inner_ + tile.row) * columns_ + tile.column, columns_);
   }

@@ -19,7 +19,8 @@ Tensor logsumexp(const Tensor& input, std::vector<int64_t> dim, bool keepdim) {
   const SliceProblem& problem = in.problem;
   const bool half = problem.type == SliceType::float16 || problem.type == SliceType::bfloat16;
   const std::vector<int64_t> sizes = in.result_sizes(keepdim);
-  Tensor result = torch::stable::new_empty(input, {sizes.data(), sizes.size()}, half ? ScalarType::Float : input.scalar_type());
+  Tensor result =
+      torch::stable::new_empty(input, {sizes.data(), sizes.size()}, half ? ScalarType::Float : input.scalar_type());
   if (in.empty()) {
     torch::stable::fill_(result, -std::numeric_limits<double>::infinity());
   } else {
@@ -65,7 +66,12 @@ Tensor logsumexp_backward(const Tensor& grad, const Tensor& input, const Tensor&
   const double entries = entries_per_item(problem, plan);
   const int workers = slice_workers(items, entries);
   const Workspace workspace(workers, plan.workspace_bytes);
-  LogSumExpBackwardTask task{&problem, 0, problem.kept.count, nullptr, g.const_data_ptr(), out.const_data_ptr(),
+  LogSumExpBackwardTask task{&problem,
+                             0,
+                             problem.kept.count,
+                             nullptr,
+                             g.const_data_ptr(),
+                             out.const_data_ptr(),
                              grad_input.mutable_data_ptr()};
   run_slices(items, entries, workers, [&](int64_t begin, int64_t end, int worker) {
     LogSumExpBackwardTask part = task;

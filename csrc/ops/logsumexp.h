@@ -14,7 +14,7 @@ namespace sumprod {
 
 struct LogSumExpTask {
   const SliceProblem* problem;
-  int64_t begin, end;      // items of the plan; groups when combining
+  int64_t begin, end;  // items of the plan; groups when combining
   void* workspace;
   SlicePartial* partials;  // [group, slice of the group, chunk], used when there are several chunks
   void* result;            // one per slice; float for half types

@@ -1,6 +1,7 @@
 #include "ops/logsumexp.h"
 
 #include "core/log_sum_exp.h"
+#include "core/slice_map.h"
 
 namespace sumprod::SUMPROD_ISA_NAMESPACE {
 
@@ -61,7 +62,8 @@ void share(const LogSumExpBackwardTask& task) {
   for (int64_t k = task.begin; k < task.end; ++k) {
     const Offsets lane = offsets_at(task.problem->kept, k);
     if (static_cast<const Real*>(task.result)[lane.of[kResult]] != kInfinity<Real>) continue;
-    share_gradient(*task.problem, lane, static_cast<const Real*>(task.grad)[lane.of[kResult]], static_cast<Real*>(task.output));
+    share_gradient(*task.problem, lane, static_cast<const Real*>(task.grad)[lane.of[kResult]],
+                   static_cast<Real*>(task.output));
   }
 }
 
@@ -92,7 +94,8 @@ void logsumexp_backward_items(const LogSumExpBackwardTask& task) {
 }
 
 bool logsumexp_any_infinite(const SliceProblem& problem, const void* result) {
-  return problem.type == SliceType::float64 ? any_infinite<double>(problem, result) : any_infinite<float>(problem, result);
+  return problem.type == SliceType::float64 ? any_infinite<double>(problem, result)
+                                            : any_infinite<float>(problem, result);
 }
 
 void logsumexp_backward_share(const LogSumExpBackwardTask& task) {

@@ -44,14 +44,14 @@ std::vector<int64_t> offsets_of(const Tensor& t, const std::vector<int64_t>& siz
 
 MatrixInputs::MatrixInputs(const char* op, const Tensor& x, const Tensor& y) {
   const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK((dtype == ScalarType::Float || dtype == ScalarType::Double) && y.scalar_type() == dtype, "sumprod::", op,
-                  ": x and y must both be float32 or both be float64");
+  STD_TORCH_CHECK((dtype == ScalarType::Float || dtype == ScalarType::Double) && y.scalar_type() == dtype,
+                  "sumprod::", op, ": x and y must both be float32 or both be float64");
   STD_TORCH_CHECK(x.dim() >= 2 && y.dim() >= 2 && x.size(x.dim() - 1) == y.size(y.dim() - 2), "sumprod::", op,
                   ": expected x [*, I, J] and y [*, J, K], got ", shape_of(x), " and ", shape_of(y));
   for (int64_t d = std::max(x.dim(), y.dim()) - 3; d >= 0; --d) {
     const int64_t a = batch_size(x, d), b = batch_size(y, d);
-    STD_TORCH_CHECK(a == b || a == 1 || b == 1, "sumprod::", op, ": the batch dims of x ", shape_of(x), " and y ", shape_of(y),
-                    " do not broadcast");
+    STD_TORCH_CHECK(a == b || a == 1 || b == 1, "sumprod::", op, ": the batch dims of x ", shape_of(x), " and y ",
+                    shape_of(y), " do not broadcast");
     batch_sizes.push_back(a == 1 ? b : a);
   }
   x_offsets_ = offsets_of(x, batch_sizes);
@@ -76,8 +76,8 @@ void run_tiles(const TileGrid& grid, int64_t depth, int64_t workspace_bytes,
                const std::function<void(int64_t, int64_t, void*)>& kernel) {
   const int64_t tiles = grid.count();
   if (tiles == 0) return;
-  const double each = static_cast<double>(grid.batch) * static_cast<double>(grid.rows) * static_cast<double>(grid.columns) *
-                      static_cast<double>(depth + 8) / static_cast<double>(tiles);
+  const double each = static_cast<double>(grid.batch) * static_cast<double>(grid.rows) *
+                      static_cast<double>(grid.columns) * static_cast<double>(depth + 8) / static_cast<double>(tiles);
   const auto step = std::clamp<int64_t>(static_cast<int64_t>(kMultiplyAddsPerUnit / each), 1, tiles);
   const int64_t units = (tiles + step - 1) / step;
   const int workers = worker_count(units);

@@ -12,7 +12,8 @@ using Bits = typename Simd<Real>::Bits;
 // best[r, v] = max(best[r, v], max_j a[r, j] + b[j, v]) and the j that did it. Without kNan the sums
 // must not be NaN; a NaN already in `best` stays in either case.
 template <class Real, int kR, int kV, bool kNan>
-SUMPROD_INLINE void maximise_rows(const Real* a, const Real* b, int64_t inner, int64_t first, Real* values, Bits<Real>* indices) {
+SUMPROD_INLINE void maximise_rows(const Real* a, const Real* b, int64_t inner, int64_t first, Real* values,
+                                  Bits<Real>* indices) {
   constexpr int W = Simd<Real>::kWidth;
   constexpr int64_t kA = TileShape<Real>::kLeftStride, kC = TileShape<Real>::kStride;
   Vec<Real> best[kR][kV];
@@ -62,7 +63,8 @@ struct MaximiseBlock {
     constexpr int kStep = kR > 1 && kR == TileShape<Real>::kRows ? kR / 2 : kR;
     for (int r = 0; r < kR; r += kStep) {
       maximise_rows<Real, kStep, kV, kNan>(a + r * TileShape<Real>::kLeftStride, b, inner, first,
-                                           values + r * TileShape<Real>::kStride, indices + r * TileShape<Real>::kStride);
+                                           values + r * TileShape<Real>::kStride,
+                                           indices + r * TileShape<Real>::kStride);
     }
   }
 };
@@ -92,9 +94,9 @@ struct MaxTile {
         special |= ~(v < kInfinity<Real>);
         return v;
       };
-      for_registers(x.at(0, first), tile.rows, count, -kInfinity<Real>, [&](int64_t r, int64_t l, Vec<Real> v) SUMPROD_INLINE_LAMBDA {
-        store(buffers.left + r * kA + l, inspect(v));
-      });
+      for_registers(x.at(0, first), tile.rows, count, -kInfinity<Real>,
+                    [&](int64_t r, int64_t l, Vec<Real> v)
+                        SUMPROD_INLINE_LAMBDA { store(buffers.left + r * kA + l, inspect(v)); });
       pack_panels(y.at(first, 0), count, tile.columns, -kInfinity<Real>, buffers.right,
                   [&](int64_t, int64_t, Vec<Real> v) SUMPROD_INLINE_LAMBDA { return inspect(v); });
       if (any(special)) {
@@ -134,6 +136,8 @@ int64_t run(const MaxMatmulTask& task) {
 
 }  // namespace
 
-int64_t maxmatmul_tiles(const MaxMatmulTask& task) { return task.problem->is_double ? run<double>(task) : run<float>(task); }
+int64_t maxmatmul_tiles(const MaxMatmulTask& task) {
+  return task.problem->is_double ? run<double>(task) : run<float>(task);
+}
 
 }  // namespace sumprod::SUMPROD_ISA_NAMESPACE

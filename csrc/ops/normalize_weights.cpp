@@ -34,9 +34,17 @@ std::tuple<Tensor, Tensor, Tensor> normalize_weights(const Tensor& log_weights, 
   const Workspace workspace(workers, plan.workspace_bytes);
   const Workspace tops(2, problem.kept.count * static_cast<int64_t>(sizeof(double)));
   std::vector<SlicePartial> partials(static_cast<size_t>(slots));
-  const NormalizeWeightsTask task{&problem, 0, plan.groups, nullptr, partials.data(),
-                                  static_cast<double>(problem.reduced.count), tops.of(0), tops.of(1),
-                                  normalised.mutable_data_ptr(), evidence.mutable_data_ptr(), ess.mutable_data_ptr()};
+  const NormalizeWeightsTask task{&problem,
+                                  0,
+                                  plan.groups,
+                                  nullptr,
+                                  partials.data(),
+                                  static_cast<double>(problem.reduced.count),
+                                  tops.of(0),
+                                  tops.of(1),
+                                  normalised.mutable_data_ptr(),
+                                  evidence.mutable_data_ptr(),
+                                  ess.mutable_data_ptr()};
   const auto spread = [&](void (*kernel)(const NormalizeWeightsTask&)) {
     run_slices(items, entries, workers, [&](int64_t begin, int64_t end, int worker) {
       NormalizeWeightsTask part = task;

@@ -17,9 +17,9 @@ struct NormalizeWeightsTask {
   const SliceProblem* problem;  // float32 or float64
   int64_t begin, end;           // items of the plan; groups when combining
   void* workspace;
-  SlicePartial* partials;       // [group, slice of the group, chunk], used when there are several chunks
-  double count;                 // n
-  void *top, *log_sum;          // one per slice, from the first pass to the second
+  SlicePartial* partials;  // [group, slice of the group, chunk], used when there are several chunks
+  double count;            // n
+  void *top, *log_sum;     // one per slice, from the first pass to the second
   void *log_weights, *log_evidence, *ess;
 };
 SUMPROD_DECLARE_KERNEL(SlicePlan, normalize_weights_plan, (const SliceProblem&))

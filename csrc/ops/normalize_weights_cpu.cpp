@@ -1,6 +1,7 @@
 #include "ops/normalize_weights.h"
 
 #include "core/log_sum_exp.h"
+#include "core/slice_map.h"
 
 namespace sumprod::SUMPROD_ISA_NAMESPACE {
 
@@ -20,7 +21,7 @@ auto write_summary(const NormalizeWeightsTask& task) {
     write_results(shape, group, sum.top + log_of_sum<Real>(mean), static_cast<Real*>(task.log_evidence));
     write_results(shape, group, ess, static_cast<Real*>(task.ess));
     // Without any weight, -inf - 0 - 0 is what the second pass should write.
-    const Int<Real> none = (sum.top == -kInfinity<Real>) & (sum.sum == Real(0));
+    const Int<Real> none = (sum.top == -kInfinity<Real>)&(sum.sum == Real(0));
     write_results(shape, group, none ? splat(Real(0)) : sum.top, static_cast<Real*>(task.top));
     write_results(shape, group, none ? splat(Real(0)) : log_sum, static_cast<Real*>(task.log_sum));
   };
@@ -29,7 +30,8 @@ auto write_summary(const NormalizeWeightsTask& task) {
 template <class Real>
 void write(const NormalizeWeightsTask& task) {
   const Real *top = static_cast<const Real*>(task.top), *log_sum = static_cast<const Real*>(task.log_sum);
-  const auto parameters = [&](const SliceShape<Real>& shape, const SliceGroup<Real>& group, int64_t, Vec<Real>& a, Vec<Real>& b) {
+  const auto parameters = [&](const SliceShape<Real>& shape, const SliceGroup<Real>& group, int64_t, Vec<Real>& a,
+                              Vec<Real>& b) {
     a = read_results(shape, group, top);
     b = read_results(shape, group, log_sum);
   };
@@ -56,7 +58,8 @@ SlicePlan normalize_weights_plan(const SliceProblem& problem) {
 
 void normalize_weights_items(const NormalizeWeightsTask& task) {
   dispatch_real(*task.problem, [&]<class Real>() {
-    sum_slices<Real, true>(*task.problem, task.begin, task.end, task.workspace, task.partials, write_summary<Real>(task));
+    sum_slices<Real, true>(*task.problem, task.begin, task.end, task.workspace, task.partials,
+                           write_summary<Real>(task));
   });
 }
 

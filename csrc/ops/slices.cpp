@@ -59,8 +59,8 @@ SliceInputs::SliceInputs(const char* op, const Tensor& input, const std::vector<
   sizes_.assign(input.sizes().begin(), input.sizes().end());
   is_reduced_.assign(static_cast<size_t>(wrap), 0);
   for (int64_t d : dims) {
-    STD_TORCH_CHECK(d >= -wrap && d < wrap, "sumprod::", op, ": Dimension out of range (expected to be in range of [", -wrap,
-                    ", ", wrap - 1, "], but got ", d, ")");
+    STD_TORCH_CHECK(d >= -wrap && d < wrap, "sumprod::", op, ": Dimension out of range (expected to be in range of [",
+                    -wrap, ", ", wrap - 1, "], but got ", d, ")");
     char& flag = is_reduced_[static_cast<size_t>(d < 0 ? d + wrap : d)];
     STD_TORCH_CHECK(!flag, "sumprod::", op, ": dim ", d, " appears multiple times in the list of dims");
     flag = 1;
@@ -83,7 +83,8 @@ void SliceInputs::add_loops(const Tensor& input, const Tensor* output) {
     slices *= dim->size;
   }
   // Slices may be visited in any order: the one that memory likes.
-  std::stable_sort(kept.begin(), kept.end(), [](const Dim& a, const Dim& b) { return a.stride[kInput] > b.stride[kInput]; });
+  std::stable_sort(kept.begin(), kept.end(),
+                   [](const Dim& a, const Dim& b) { return a.stride[kInput] > b.stride[kInput]; });
   fill_loop(kept, problem.kept);
   fill_loop(reduced, problem.reduced);
 }

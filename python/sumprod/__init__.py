@@ -6,9 +6,17 @@ models (log normaliser, filtering, smoothing, Viterbi, exact sampling) for ragge
 
 from importlib.metadata import PackageNotFoundError, version
 
-from sumprod import _native, ops
-from sumprod.errors import SupportError
-from sumprod.ops import logsumexp
+try:
+    from sumprod import _native, ops
+    from sumprod.errors import SupportError
+    from sumprod.ops import logsumexp
+except ImportError as error:
+    # `python -m sumprod.doctor` imports this package first: let it say what is wrong.
+    from sumprod import doctor
+
+    if doctor.requested():
+        raise SystemExit(doctor.main(error)) from None
+    raise
 
 try:
     __version__ = version("sumprod")

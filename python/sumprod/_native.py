@@ -6,6 +6,7 @@ error met on the way, when the library is missing or does not load.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -23,7 +24,11 @@ class NativeLibraryError(ImportError):
 
 
 def _candidates() -> list[Path]:
-    # An editable install spreads the package over two folders: sources and compiled files.
+    # Looked for as a module, because that is what makes an editable install compile what changed.
+    spec = importlib.util.find_spec("sumprod._ops")
+    if spec is not None and spec.origin is not None:
+        return [Path(spec.origin)]
+    # Elsewhere beside the Python files; the package may be spread over several folders.
     package = sys.modules[__package__ or "sumprod"]
     return [Path(folder) / "_ops.so" for folder in package.__path__]
 

@@ -62,11 +62,13 @@ def backward(transition: Tensor, emission: Tensor, lengths: Tensor | None) -> li
 
 def log_normalizer(initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None) -> Tensor:
     """log Z, [B]; 0 for sequences of length 0."""
-    zero = emission.new_zeros(emission.shape[0])
+    # Nothing, but it ties every argument into the graph, so that each has a gradient at any T.
+    nothing = initial.flatten()[:0].sum() + transition.flatten()[:0].sum() + emission.flatten()[:0].sum()
+    zero = emission.new_zeros(emission.shape[0]) + nothing
     if emission.shape[1] == 0:
         return zero
     if lengths is None:
-        return safe_logsumexp(forward(initial, transition, emission)[-1], -1)
+        return safe_logsumexp(forward(initial, transition, emission)[-1], -1) + nothing
     messages = torch.stack(forward(initial, transition, emission), 1)
     last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, messages.shape[2])
     total = safe_logsumexp(messages.gather(1, last).squeeze(1), -1)
@@ -115,13 +117,15 @@ def pairwise(initial: Tensor, transition: Tensor, emission: Tensor, lengths: Ten
 def path_score(path: Tensor, initial: Tensor, transition: Tensor, emission: Tensor) -> Tensor:
     """Score [B] of the paths [B, T], -1 marking steps past the end."""
     batch, steps, states = emission.shape
+    # Nothing, but it ties every argument into the graph, so that each has a gradient at any T.
+    nothing = initial.flatten()[:0].sum() + transition.flatten()[:0].sum() + emission.flatten()[:0].sum()
     if steps == 0:
-        return emission.new_zeros(batch)
+        return nothing.expand(batch)
     inside, state = path >= 0, path.clamp(min=0)
     zero = emission.new_zeros(())
     score = torch.where(inside, emission.gather(2, state.unsqueeze(-1)).squeeze(-1), zero).sum(1)
     first = initial.expand(batch, states).gather(1, state[:, :1]).squeeze(1)
-    score = score + torch.where(inside[:, 0], first, zero)
+    score = score + torch.where(inside[:, 0], first, zero) + nothing
     if steps > 1:
         rows = torch.arange(batch, device=path.device)[:, None] if transition.shape[0] > 1 else 0
         times = torch.arange(steps - 1, device=path.device) if transition.shape[1] > 1 else 0

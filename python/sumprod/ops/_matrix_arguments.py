@@ -15,7 +15,9 @@ def _check_tensor(op: str, name: str, value: object) -> None:
     if value.dtype not in (torch.float32, torch.float64, *_HALF):
         raise TypeError(f"{op}: {name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
     if value.dim() < 2:
-        raise ValueError(f"{op}: {name} must be a matrix or a batch of matrices, got shape {list(value.shape)}")
+        raise ValueError(
+            f"{op}: {name} must be a matrix or a batch of matrices, got shape {list(value.shape)}"
+        )
 
 
 def _broadcast(x: Tensor, y: Tensor) -> bool:
@@ -38,7 +40,8 @@ def canonical(op: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, torch.dtyp
         raise ValueError(f"{op}: there is no kernel for device '{x.device.type}'; kernels exist for: cpu")
     if x.shape[-1] != y.shape[-2]:
         raise ValueError(
-            f"{op}: expected x [*, I, J] and y [*, J, K] with the same J, got {list(x.shape)} and {list(y.shape)}"
+            f"{op}: expected x [*, I, J] and y [*, J, K] with the same J, "
+            f"got {list(x.shape)} and {list(y.shape)}"
         )
     if not _broadcast(x, y):
         raise ValueError(f"{op}: the batch dims of x {list(x.shape)} and y {list(y.shape)} do not broadcast")

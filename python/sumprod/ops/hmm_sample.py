@@ -77,13 +77,18 @@ def _uniforms(
             raise ValueError(f"hmm_sample: num_samples must not be negative, got {num_samples}")
         return torch.rand(num_samples, batch, steps, dtype=like.dtype, device=like.device, generator=generator)
     if not isinstance(uniforms, Tensor) or not uniforms.is_floating_point():
-        raise TypeError("hmm_sample: uniforms must be a floating-point tensor")
+        got = uniforms.dtype if isinstance(uniforms, Tensor) else type(uniforms).__name__
+        raise TypeError(f"hmm_sample: uniforms must be a floating-point tensor, got {got}")
     wanted = [*arguments.batch_shape, steps]
     if uniforms.dim() != len(wanted) + 1 or list(uniforms.shape[1:]) != wanted:
         raise ValueError(f"hmm_sample: uniforms must have shape [n, *B, T] = [n, {str(wanted)[1:]}, got {list(uniforms.shape)}")
     if uniforms.device != like.device:
         raise ValueError(f"hmm_sample: uniforms are on {uniforms.device}, emission on {like.device}")
-    return uniforms.detach().to(like.dtype).reshape(uniforms.shape[0], batch, steps)
+    numbers = uniforms.detach()
+    if numbers.dtype != like.dtype:
+        # Rounding to fewer bits may give 1, which is not a uniform any more.
+        numbers = numbers.to(like.dtype).clamp(max=1 - torch.finfo(like.dtype).eps / 2)
+    return numbers.reshape(uniforms.shape[0], batch, steps)
 
 
 @torch.library.register_fake("sumprod::hmm_sample")

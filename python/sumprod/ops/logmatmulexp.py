@@ -86,7 +86,7 @@ class _LogMatmulExp(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, y, result = ctx.saved_tensors
         if not torch.compiler.is_compiling() and (
             torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
@@ -100,26 +100,26 @@ class _TransformedLogMatmulExp(torch.autograd.Function):
     """The same inside torch.func transforms and forward mode."""
 
     @staticmethod
-    def forward(x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, y: Tensor) -> Tensor:
         result: Tensor = native.logmatmulexp(x, y)
         return result
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs, output)
         ctx.save_for_forward(*inputs, output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return _formula(grad, *ctx.saved_tensors)
 
     @staticmethod
-    def jvp(ctx: Any, x_tangent: Tensor, y_tangent: Tensor) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, x_tangent: Tensor, y_tangent: Tensor) -> Tensor:
         weights = _weights(*ctx.saved_tensors)
         return (weights * (x_tangent[..., :, :, None] + y_tangent[..., None, :, :])).sum(-2)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, y: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, y: Tensor) -> tuple[Tensor, int]:
         return _TransformedLogMatmulExp.apply(*merge_mapped(in_dims, x, y)), 0  # type: ignore[no-untyped-call]
 
 

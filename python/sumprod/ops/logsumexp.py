@@ -17,7 +17,9 @@ _NATIVE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, out: Tensor | None = None) -> Tensor:
+def logsumexp(
+    input: Tensor, dim: int | Sequence[int], keepdim: bool = False, out: Tensor | None = None
+) -> Tensor:
     """Log of the sum of exponentials of `input` over `dim`; a drop-in for `torch.logsumexp`.
 
     It differs from torch's at infinities, where its gradients are exact: a slice of -inf has
@@ -56,11 +58,13 @@ def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, ou
         raise TypeError(f"logsumexp: input must be a torch.Tensor, got {type(input).__name__}")
     if input.dtype not in _NATIVE:
         if input.is_floating_point() or input.is_complex():
-            return torch.logsumexp(input, dim, keepdim, out=out)
+            return torch.logsumexp(input, dim if isinstance(dim, int) else list(dim), keepdim, out=out)
         input = input.to(torch.get_default_dtype())
     dims = _checked_dims(input, dim)
     if input.device.type not in ("cpu", "meta"):
-        raise ValueError(f"logsumexp: there is no kernel for device '{input.device.type}'; kernels exist for: cpu")
+        raise ValueError(
+            f"logsumexp: there is no kernel for device '{input.device.type}'; kernels exist for: cpu"
+        )
     if input.dim() == 0:
         input, dims, keepdim = input.reshape(1), [0], False
     if out is not None:
@@ -77,19 +81,25 @@ def _checked_dims(input: Tensor, dim: int | Sequence[int]) -> list[int]:
     if not isinstance(dim, Sequence) or not all(isinstance(d, int) for d in dim):
         raise TypeError(f"logsumexp: dim must be an int or a sequence of ints, got {dim!r}")
     if len(dim) == 0 and input.dim() > 0:
-        raise RuntimeError(f"logsumexp: dim must name at least one of the {input.dim()} dims of the input, got {dim!r}")
+        raise RuntimeError(
+            f"logsumexp: dim must name at least one of the {input.dim()} dims of the input, got {dim!r}"
+        )
     seen = set()
     for d in dim:
         if not -rank <= d < rank:
             _raise_range(rank, d)
         if d % rank in seen:
-            raise RuntimeError(f"logsumexp: dim {d % rank} appears multiple times in the list of dims {list(dim)}")
+            raise RuntimeError(
+                f"logsumexp: dim {d % rank} appears multiple times in the list of dims {list(dim)}"
+            )
         seen.add(d % rank)
     return list(dim)
 
 
 def _raise_range(rank: int, dim: int) -> None:
-    raise IndexError(f"logsumexp: Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got {dim})")
+    raise IndexError(
+        f"logsumexp: Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got {dim})"
+    )
 
 
 def _dispatch(input: Tensor, dims: list[int], keepdim: bool) -> Tensor:
@@ -146,7 +156,7 @@ class _LogSumExp(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         input, result = ctx.saved_tensors
         dims: list[int] = ctx.dims
         if not torch.compiler.is_compiling() and (
@@ -164,29 +174,29 @@ class _TransformedLogSumExp(torch.autograd.Function):
     """The same inside torch.func transforms and forward mode."""
 
     @staticmethod
-    def forward(input: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:  # type: ignore[override]
+    def forward(input: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
         result: Tensor = native.logsumexp(input, dims, keepdim)
         return result
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         input, ctx.dims, ctx.keepdim = inputs
         ctx.save_for_backward(input, output)
         ctx.save_for_forward(input, output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         input, result = ctx.saved_tensors
         weights = _weights(input, result, ctx.dims, ctx.keepdim)
         return _expanded(grad, input.dim(), ctx.dims, ctx.keepdim) * weights, None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         input, result = ctx.saved_tensors
         return (_weights(input, result, ctx.dims, ctx.keepdim) * tangent).sum(ctx.dims, keepdim=ctx.keepdim)
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any, in_dims: tuple[int | None, ...], input: Tensor, dims: tuple[int, ...], keepdim: bool
     ) -> tuple[Tensor, int]:
         mapped = in_dims[0]

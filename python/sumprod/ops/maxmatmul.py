@@ -54,7 +54,9 @@ def maxmatmul(x: Tensor, y: Tensor) -> MaxMatmul:
     x, y, dtype = canonical("maxmatmul", x, y)
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     if not torch.compiler.is_compiling():
-        wants_grad = wants_grad or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+        wants_grad = (
+            wants_grad or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+        )
     if wants_grad:
         values, indices = native.maxmatmul(x.detach(), y.detach())
         if x.shape[-1] > 0:
@@ -78,5 +80,7 @@ def _fake(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_vmap("sumprod::maxmatmul")
-def _vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, y: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+def _vmap(
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, y: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     return native.maxmatmul(*merge_mapped(in_dims, x, y)), (0, 0)

@@ -67,21 +67,26 @@ def normalize_weights(log_weights: Tensor, dim: int = -1) -> NormalizedWeights:
 
 def _checked(log_weights: Tensor, dim: int) -> int:
     if not isinstance(log_weights, Tensor):
-        raise TypeError(f"normalize_weights: log_weights must be a torch.Tensor, got {type(log_weights).__name__}")
+        raise TypeError(
+            f"normalize_weights: log_weights must be a torch.Tensor, got {type(log_weights).__name__}"
+        )
     if log_weights.dtype not in (torch.float32, torch.float64, *_HALF):
         raise TypeError(
-            f"normalize_weights: log_weights must be float32, float64, float16 or bfloat16, got {log_weights.dtype}"
+            "normalize_weights: log_weights must be float32, float64, float16 or bfloat16, "
+            f"got {log_weights.dtype}"
         )
     if not isinstance(dim, int):
         raise TypeError(f"normalize_weights: dim must be an int, got {type(dim).__name__}")
     rank = max(log_weights.dim(), 1)
     if not -rank <= dim < rank:
         raise IndexError(
-            f"normalize_weights: Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got {dim})"
+            f"normalize_weights: Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], "
+            f"but got {dim})"
         )
     if log_weights.device.type not in ("cpu", "meta"):
         raise ValueError(
-            f"normalize_weights: there is no kernel for device '{log_weights.device.type}'; kernels exist for: cpu"
+            f"normalize_weights: there is no kernel for device '{log_weights.device.type}'; "
+            "kernels exist for: cpu"
         )
     return dim % rank
 
@@ -112,7 +117,7 @@ class _NormalizeWeights(torch.autograd.Function):
         return weights, evidence, ess
 
     @staticmethod
-    def backward(ctx: Any, for_weights: Tensor, for_evidence: Tensor, for_ess: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, for_weights: Tensor, for_evidence: Tensor, for_ess: Tensor) -> tuple[Tensor, None]:
         log_weights, evidence, ess = ctx.saved_tensors
         dim: int = ctx.dim
         weights, size = log_weights.exp(), ess.unsqueeze(dim)

@@ -1,0 +1,1 @@
+"""Tests of sumprod; a package, so that test modules can import the shared oracles."""

@@ -1,0 +1,67 @@
+"""Options, markers, fixtures and Hypothesis profiles of the whole test suite."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# `ci` draws the same examples in every run, so that a red run can be repeated; `thorough` (give
+# --hypothesis-profile=thorough) looks for new ones. No deadline: the machine may be shared.
+settings.register_profile("ci", derandomize=True, max_examples=120, deadline=None, database=None)
+settings.register_profile(
+    "thorough", max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ci")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes many seconds or much memory; needs --run-slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: give --run-slow")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """A number fixed by the test's name; every global generator starts from it."""
+    number = zlib.crc32(request.node.nodeid.encode())
+    random.seed(number)
+    torch.manual_seed(number)
+    return number
+
+
+@pytest.fixture
+def generator(seed: int) -> torch.Generator:
+    """A torch generator fixed by the test's name."""
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads that a test changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No compiled graph from another test, and none left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,1 @@
+"""One test module per operator; hmm_cases and checks hold what they share."""

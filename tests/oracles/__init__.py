@@ -1,0 +1,1 @@
+"""Slow, obviously correct float64 answers in plain NumPy, themselves tested in test_oracles.py."""
