@@ -26,11 +26,12 @@ Tensor hmm_log_normalizer(const Tensor& initial, const Tensor& transition, const
   return result;
 }
 
+// By sizes, not strides: a transition expanded over the batch still has a gradient per sequence.
 TransitionGradient kind_of(const HmmProblem& problem, const Tensor& transition) {
-  const bool own = transition.size(0) > 1 || problem.batch == 1, steps = transition.size(1) > 1;
-  if (own && problem.transition_batch == 0 && !steps) return TransitionGradient::shared;  // batch of one
-  if (steps) return own ? TransitionGradient::own_steps : TransitionGradient::shared_steps;
-  return own ? TransitionGradient::own : TransitionGradient::shared;
+  const bool steps = transition.size(1) > 1;
+  if (transition.size(0) > 1) return steps ? TransitionGradient::own_steps : TransitionGradient::own;
+  if (!steps) return TransitionGradient::shared;
+  return problem.batch == 1 ? TransitionGradient::own_steps : TransitionGradient::shared_steps;
 }
 
 // Partial sums that a shared S x S gradient is gathered in: at most one per group of sequences. A

@@ -259,8 +259,9 @@ def test_empty_batches(batch: tuple[int, ...]) -> None:
     assert actual.shape == batch
 
 
-def test_long_sequences_do_not_drift() -> None:
-    check_long(build(Spec("dense", batch=(2,), steps=5_000, states=8, seed=6)))
+@pytest.mark.parametrize(("kind", "scale"), [("dense", 1.0), ("peaked_100", 1.0), ("left_right", 1e4)])
+def test_long_sequences_do_not_drift(kind: str, scale: float) -> None:
+    check_long(build(Spec(kind, batch=(2,), steps=5_000, states=8, scale=scale, seed=6)))
 
 
 @pytest.mark.slow
