@@ -36,12 +36,13 @@ auto dispatch_hmm(HmmTier tier, HmmLayout layout, bool is_double, F f) {
 }
 
 template <class F>
-auto dispatch_max_plus(HmmLayout layout, bool is_double, F f) {
+auto dispatch_max_plus(HmmTier tier, HmmLayout layout, bool is_double, F f) {
   const bool by_state = layout == HmmLayout::lane_is_state;
   if (is_double) {
     return by_state ? f.template operator()<MaxPlus<LaneIsState<double>>, double>()
                     : f.template operator()<MaxPlus<LaneIsSequence<double>>, double>();
   }
+  if (tier == HmmTier::max_plus_double) return f.template operator()<MaxPlus<LaneIsSequence<double>>, float>();
   return by_state ? f.template operator()<MaxPlus<LaneIsState<float>>, float>()
                   : f.template operator()<MaxPlus<LaneIsSequence<float>>, float>();
 }

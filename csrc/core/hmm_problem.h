@@ -36,7 +36,8 @@ enum class HmmTier {
   linear,           // scaled linear space, in the input's precision
   extended,         // mantissa and exponent apart, in the input's precision: no underflow
   extended_double,  // the same in double precision, for exponents that float cannot hold exactly
-  max_plus,         // log space with max for sum (Viterbi); needs no other tier
+  max_plus,         // log space with max for sum (Viterbi), in the input's precision
+  max_plus_double,  // the same in double precision, for states far behind the best one
 };
 
 // Which index runs along the lanes of a vector register.

@@ -32,9 +32,11 @@ std::vector<int64_t> by_falling_length(const HmmProblem& problem) {
   return order;
 }
 
+bool is_double_tier(HmmTier tier) { return tier == HmmTier::extended_double || tier == HmmTier::max_plus_double; }
+
 int lanes_per_group(const HmmProblem& problem, const HmmRun& run, HmmTier tier, HmmLayout layout) {
   if (run.by_state || problem.transition_batch != 0 || layout == HmmLayout::lane_is_state) return 1;
-  const bool wide = problem.is_double || tier == HmmTier::extended_double;
+  const bool wide = problem.is_double || is_double_tier(tier);
   return vector_bytes(isa_in_use()) / (wide ? 8 : 4);
 }
 
@@ -96,10 +98,10 @@ bool has_shared_transition(const HmmProblem& problem) {
 void run_hmm(const HmmProblem& problem, const HmmRun& run) {
   std::vector<int64_t> sequences = by_falling_length(problem);
   std::vector<HmmTier> tiers = {HmmTier::linear, HmmTier::extended, HmmTier::extended_double};
-  if (run.max_plus) tiers = {HmmTier::max_plus};
+  if (run.max_plus) tiers = {HmmTier::max_plus, HmmTier::max_plus_double};
   for (HmmTier tier : tiers) {
     if (sequences.empty()) return;
-    const HmmLayout layout = tier == HmmTier::extended_double
+    const HmmLayout layout = is_double_tier(tier)
                                  ? HmmLayout::lane_is_sequence
                                  : choose_layout(problem, run, static_cast<int64_t>(sequences.size()));
     HmmShared shared = {};

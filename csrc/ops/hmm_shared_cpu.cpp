@@ -25,7 +25,9 @@ int64_t hmm_prepare(const HmmPreparation& request) {
     }
     return int64_t(sizeof(Real)) * size * (request.backward ? 2 : 1);
   };
-  if (request.tier == HmmTier::max_plus) return dispatch_max_plus(request.layout, problem.is_double, prepare);
+  if (request.tier == HmmTier::max_plus || request.tier == HmmTier::max_plus_double) {
+    return dispatch_max_plus(request.tier, request.layout, problem.is_double, prepare);
+  }
   return dispatch_hmm(request.tier, request.layout, problem.is_double, prepare);
 }
 

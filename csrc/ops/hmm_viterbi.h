@@ -6,6 +6,9 @@
 // ties go to the lowest state as with stored pointers. When the messages of all steps would take
 // more than 32 MB per thread, every sqrt(T)-th is kept and segments are computed again.
 //
+// A float message rounds to its distance from the best state. Where a state falls far behind (2^17)
+// and could still win by catching up slowly, the sequence is run again in double.
+//
 // The score is accumulated in double. A sequence with NaN or +inf has score NaN and path -1.
 #pragma once
 

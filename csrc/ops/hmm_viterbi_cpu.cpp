@@ -116,9 +116,24 @@ class ViterbiTask {
         shifts_total_.add(pass_.initial_peak());
         shifts_total_.add(pass_.emission_peak());
       }
+      if (sizeof(Real) == 4) drifted_ |= drifted(t, d, peak) & active;
       if (t + 1 >= group_.lanes.shortest) note_scores(t);
       previous = d;
     }
+  }
+
+  // Lanes where some state is so far behind that its rounding could matter. States beyond the
+  // usual masks (-1e9 and below) are left out, unless they are all that is left. Looking at every
+  // fourth step is enough: states that drift away or catch up take many.
+  Mask drifted(int64_t t, const Real* d, V peak) const {
+    constexpr Real kFar = -131072, kMask = -1e8;
+    Mask far = (peak < kFar) & (peak > -kInfinity<Real>) & (t > 0 ? ~Mask{} : Mask{});
+    if (t % 4 != 3) return far;
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const V x = load(d + v * W);
+      far |= (x < kFar) & (x > kMask);
+    }
+    return Layout::any_over_states(far);
   }
 
   void note_dead(int64_t t, Mask mask) {
@@ -255,6 +270,7 @@ class ViterbiTask {
   void finish() {
     for (int l = 0; l < group_.lanes.count; ++l) {
       const int64_t b = group_.lanes.sequence[l];
+      task_.redo[l] = drifted_[l] != 0;
       const bool invalid = invalid_[l] != 0;
       out_.dead[b] = invalid ? -1 : dead_[l];
       double score = score_[l];
@@ -274,7 +290,7 @@ class ViterbiTask {
   int64_t segment_;
   Real *messages_, *checkpoints_, *scratch_;
   V* shifts_;
-  Mask state_ = {}, invalid_ = {};
+  Mask state_ = {}, invalid_ = {}, drifted_ = {};
   V paths_[W] = {};
   DoubleSum<Real> shifts_total_;
   double score_[Layout::kLanes] = {};
@@ -286,7 +302,7 @@ class ViterbiTask {
 namespace sumprod::SUMPROD_ISA_NAMESPACE {
 
 int64_t hmm_viterbi_group(const HmmTask& task) {
-  return dispatch_max_plus(task.layout, task.problem->is_double, [&]<class Arithmetic, class External>() {
+  return dispatch_max_plus(task.tier, task.layout, task.problem->is_double, [&]<class Arithmetic, class External>() {
     ViterbiTask<Arithmetic, External> viterbi(task);
     if (task.workspace != nullptr) viterbi.run();
     return viterbi.bytes();

@@ -40,14 +40,20 @@ def _explain(errors: list[str]) -> str:
         causes.append(f"torch {version} is too old: sumprod needs torch >= 2.10 (pip install -U torch)")
     if not any(path.exists() for path in _candidates()):
         causes.append("the package was not built: install a wheel, or run `pip install .` in its folder")
-        causes.append("the working directory holds a source tree named sumprod that hides the installed package")
+        causes.append(
+            "the working directory holds a source tree named sumprod that hides the installed package"
+        )
     else:
-        causes.append("the wheel was built for another platform or a newer C++ runtime (pip install --force-reinstall)")
+        causes.append(
+            "the wheel was built for another platform or a newer C++ runtime (pip install --force-reinstall)"
+        )
         causes.append("SUMPROD_ISA names an instruction set that this processor lacks (unset it)")
     lines = ["sumprod cannot load its native operators.", "Likely causes:"]
     lines += [f"  - {cause}" for cause in causes]
     lines += ["What was tried:"] + [f"  - {error}" for error in errors]
-    lines += [f"torch {version}, Python {sys.version.split()[0]}, SUMPROD_ISA={os.environ.get('SUMPROD_ISA')!r}"]
+    lines += [
+        f"torch {version}, Python {sys.version.split()[0]}, SUMPROD_ISA={os.environ.get('SUMPROD_ISA')!r}"
+    ]
     return "\n".join(lines)
 
 

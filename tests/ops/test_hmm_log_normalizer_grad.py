@@ -76,6 +76,23 @@ def test_gradients_of_every_broadcast_form(initial_form: str, transition_form: s
     check_gradients(build(spec))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("transition_form", ["B1SS", "BTSS"])
+def test_gradients_of_inputs_expanded_over_the_batch(
+    transition_form: str, steps: int, dtype: torch.dtype
+) -> None:
+    # Stride 0 is not the same as shared: each sequence has a gradient of its own.
+    spec = Spec("dense", (5,), steps, 3, 1.0, "BS", transition_form, layout="expanded", dtype=dtype)
+    case = build(spec)
+    plain = Case(*(part.clone(memory_format=torch.contiguous_format) for part in case.args))
+    spoilt = torch.full((5, max(steps - 1, 1), 3, 3), math.nan, dtype=dtype)  # fresh memory may hold this
+    del spoilt
+    for ours, expected in zip(gradients(log_normalizer, case), gradients(log_normalizer, plain), strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-6, atol=1e-7)
+    check_gradients(case)
+
+
 @pytest.mark.parametrize("kind", ["dense", "left_right", "sparse", "peaked_50", "offset"])
 @pytest.mark.parametrize(("initial_form", "transition_form"), [("S", "SS"), ("BS", "BTSS"), ("1S", "1TSS")])
 def test_gradcheck_and_gradgradcheck(kind: str, initial_form: str, transition_form: str) -> None:

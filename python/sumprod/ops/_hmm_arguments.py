@@ -58,7 +58,8 @@ def _check_tensor(op: str, name: str, value: object) -> None:
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(
-            f"{op}: {name} must hold floating-point log potentials, got {value.dtype}; convert it with .float()"
+            f"{op}: {name} must hold floating-point log potentials, got {value.dtype}; "
+            "convert it with .float()"
         )
     if value.dtype not in (torch.float32, torch.float64, *_HALF):
         raise TypeError(f"{op}: {name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
@@ -111,29 +112,36 @@ def _canonical_transition(
     if not fits:
         raise ValueError(
             f"{op}: transition must have shape {[states, states]} (from, to) or "
-            f"[*B or 1, {pairs} (T-1) or 1, {states}, {states}] with *B = {list(batch_shape)}, got {list(shape)}"
+            f"[*B or 1, {pairs} (T-1) or 1, {states}, {states}] with *B = {list(batch_shape)}, "
+            f"got {list(shape)}"
         )
     if len(shape) == 2:
         return transition[None, None]
     return _flatten(transition, batch_shape, 3)
 
 
-def _canonical_lengths(op: str, lengths: object, batch_shape: torch.Size, steps: int, device: torch.device) -> Tensor:
+def _canonical_lengths(
+    op: str, lengths: object, batch_shape: torch.Size, steps: int, device: torch.device
+) -> Tensor:
     if not isinstance(lengths, Tensor):
         try:
             lengths = torch.as_tensor(lengths, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"{op}: lengths must be an integer tensor of shape {list(batch_shape)}, got {type(lengths).__name__}"
+                f"{op}: lengths must be an integer tensor of shape {list(batch_shape)}, "
+                f"got {type(lengths).__name__}"
             ) from error
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"{op}: lengths must be integers, got {lengths.dtype}")
     if lengths.shape != batch_shape:
         raise ValueError(
-            f"{op}: lengths must have the batch shape {list(batch_shape)} of the emission, got {list(lengths.shape)}"
+            f"{op}: lengths must have the batch shape {list(batch_shape)} of the emission, "
+            f"got {list(lengths.shape)}"
         )
     if lengths.device != device:
-        raise ValueError(f"{op}: all tensors must be on one device; emission is on {device}, lengths on {lengths.device}")
+        raise ValueError(
+            f"{op}: all tensors must be on one device; emission is on {device}, lengths on {lengths.device}"
+        )
     lengths = lengths.to(torch.int64).reshape(-1)
     # Inside a compiled graph or a transform the values are not known; there the kernel checks.
     known = not (torch.compiler.is_compiling() or in_transform() or lengths.device.type == "meta")
@@ -142,11 +150,15 @@ def _canonical_lengths(op: str, lengths: object, batch_shape: torch.Size, steps:
         if low < 0 or high > steps:
             bad = low if low < 0 else high
             where = int((lengths == bad).nonzero()[0, 0])
-            raise ValueError(f"{op}: lengths must lie in [0, {steps}] (T of the emission), got {bad} at sequence {where}")
+            raise ValueError(
+                f"{op}: lengths must lie in [0, {steps}] (T of the emission), got {bad} at sequence {where}"
+            )
     return lengths
 
 
-def canonical(op: str, initial: Tensor, transition: Tensor, emission: Tensor, lengths: object) -> HMMArguments:
+def canonical(
+    op: str, initial: Tensor, transition: Tensor, emission: Tensor, lengths: object
+) -> HMMArguments:
     """Checks the arguments of `op` and brings them into canonical shape, as views where possible.
 
     Raises:

@@ -19,8 +19,11 @@ def composite_gradient(
         if not create_graph:
             inputs = tuple(x.detach().requires_grad_(x.requires_grad) for x in inputs)
         wanted = [x for x in inputs if x.requires_grad]
-        value = formula(*inputs, lengths)  # type: ignore[call-arg, arg-type]
-        grads = iter(torch.autograd.grad(value, wanted, grad, create_graph=create_graph, materialize_grads=True))
+        initial, transition, emission = inputs
+        value = formula(initial, transition, emission, lengths)
+        grads = iter(
+            torch.autograd.grad(value, wanted, grad, create_graph=create_graph, materialize_grads=True)
+        )
     return tuple(next(grads) if x.requires_grad else None for x in inputs)
 
 
@@ -29,7 +32,13 @@ class CompositeBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, op: Any, formula: Formula, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None
+        ctx: Any,
+        op: Any,
+        formula: Formula,
+        initial: Tensor,
+        transition: Tensor,
+        emission: Tensor,
+        lengths: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(initial, transition, emission, lengths)
         ctx.formula = formula
@@ -37,7 +46,7 @@ class CompositeBackward(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         *inputs, lengths = ctx.saved_tensors
         grads = composite_gradient(ctx.formula, grad, tuple(inputs), lengths, torch.is_grad_enabled())
         return None, None, *grads, None

@@ -53,7 +53,7 @@ def hmm_filter(
     if arguments.wants_grad and torch.compiler.is_compiling():
         result = composite.filtered(*arguments.potentials)  # its graph is differentiable as it is
     elif arguments.wants_grad:
-        result = CompositeBackward.apply(native.hmm_filter, composite.filtered, *arguments.potentials)
+        result = CompositeBackward.apply(native.hmm_filter, composite.filtered, *arguments.potentials)  # type: ignore[no-untyped-call]
     else:
         result = native.hmm_filter(*arguments.potentials)
     return arguments.restore(result)

@@ -56,9 +56,9 @@ def hmm_log_normalizer(
     """
     arguments = canonical("hmm_log_normalizer", initial, transition, emission, lengths)
     if in_transform():
-        result = _TransformedLogNormalizer.apply(*arguments.potentials)
+        result = _TransformedLogNormalizer.apply(*arguments.potentials)  # type: ignore[no-untyped-call]
     elif arguments.wants_grad:
-        result = _LogNormalizer.apply(*arguments.potentials)
+        result = _LogNormalizer.apply(*arguments.potentials)  # type: ignore[no-untyped-call]
     else:
         result = native.hmm_log_normalizer(*arguments.potentials)
     return arguments.restore(result)
@@ -68,13 +68,15 @@ class _LogNormalizer(torch.autograd.Function):
     """The everyday case: cheap to call, and differentiable again through the composite formula."""
 
     @staticmethod
-    def forward(ctx: Any, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(initial, transition, emission, lengths)
         result: Tensor = native.hmm_log_normalizer(initial, transition, emission, lengths)
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         initial, transition, emission, lengths = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             inputs = (initial, transition, emission)
@@ -88,25 +90,25 @@ class _TransformedLogNormalizer(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None) -> Tensor:
         result: Tensor = native.hmm_log_normalizer(initial, transition, emission, lengths)
         return result
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         initial, transition, emission, lengths = ctx.saved_tensors
-        return *_TransformedGradient.apply(grad, initial, transition, emission, lengths), None
+        return *_TransformedGradient.apply(grad, initial, transition, emission, lengths), None  # type: ignore[no-untyped-call]
 
 
 class _TransformedGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         grad: Tensor, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         result: tuple[Tensor, Tensor, Tensor] = native.hmm_log_normalizer_backward(
@@ -115,22 +117,24 @@ class _TransformedGradient(torch.autograd.Function):
         return result
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad, initial, transition, emission, lengths = ctx.saved_tensors
 
-        def gradient(grad: Tensor, initial: Tensor, transition: Tensor, emission: Tensor) -> tuple[Tensor, ...]:
-            def value(*inputs: Tensor) -> Tensor:
-                return composite.log_normalizer(*inputs, lengths)  # type: ignore[call-arg, arg-type]
+        def gradient(
+            grad: Tensor, initial: Tensor, transition: Tensor, emission: Tensor
+        ) -> tuple[Tensor, ...]:
+            def value(initial: Tensor, transition: Tensor, emission: Tensor) -> Tensor:
+                return composite.log_normalizer(initial, transition, emission, lengths)
 
-            _, pull = torch.func.vjp(value, initial, transition, emission)
+            pull = torch.func.vjp(value, initial, transition, emission)[1]
             result: tuple[Tensor, ...] = pull(grad)
             return result
 
-        _, pull = torch.func.vjp(gradient, grad, initial, transition, emission)
+        pull = torch.func.vjp(gradient, grad, initial, transition, emission)[1]
         return *pull(grads), None
 
 
@@ -160,7 +164,10 @@ def _vmap_backward(info: Any, in_dims: Any, grad: Tensor, *arguments: Tensor | N
         x if x is None or dim is not None else x.expand(size, *x.shape)
         for x, dim in zip(arguments, in_dims[1:], strict=True)
     ]
-    dims = [None if x is None else (0 if dim is None else dim) for x, dim in zip(arguments, in_dims[1:], strict=True)]
+    dims = [
+        None if x is None else (0 if dim is None else dim)
+        for x, dim in zip(arguments, in_dims[1:], strict=True)
+    ]
     batch, merged = spread_arguments(size, dims, spread_all)
     grad = grad.movedim(in_dims[0], 0) if in_dims[0] is not None else grad.expand(size, *grad.shape)
     results = native.hmm_log_normalizer_backward(grad.reshape(-1).contiguous(), *merged)

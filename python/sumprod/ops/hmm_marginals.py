@@ -20,8 +20,8 @@ def hmm_marginals(
 ) -> Tensor:
     """Smoothing: log marginals log p(z_t | x) given the whole sequence.
 
-    The forward(-backward) recursion of Rabiner 1989, section III.B, equation 27. A state that is possible gets a finite
-    value however small, an impossible one exactly -inf.
+    The forward-backward recursion of Rabiner 1989, section III.B, equation 27. A state that is
+    possible gets a finite value however small, an impossible one exactly -inf.
 
     Args:
         initial: log potentials of the first state, [S] or broadcastable to [*B, S].
@@ -31,7 +31,8 @@ def hmm_marginals(
 
     Returns:
         [*B, T, S], in the promoted dtype of the inputs (half types are computed in float32).
-        An impossible sequence is -inf everywhere; one with NaN (or +inf) is NaN everywhere. Rows at and past a sequence's length are -inf.
+        An impossible sequence is -inf everywhere; one with NaN (or +inf) is NaN everywhere.
+        Rows at and past a sequence's length are -inf.
 
     Differentiable; the backward is a loop over time in log space.
 
@@ -52,7 +53,7 @@ def hmm_marginals(
     if arguments.wants_grad and torch.compiler.is_compiling():
         result = composite.marginals(*arguments.potentials)  # its graph is differentiable as it is
     elif arguments.wants_grad:
-        result = CompositeBackward.apply(native.hmm_marginals, composite.marginals, *arguments.potentials)
+        result = CompositeBackward.apply(native.hmm_marginals, composite.marginals, *arguments.potentials)  # type: ignore[no-untyped-call]
     else:
         result = native.hmm_marginals(*arguments.potentials)
     return arguments.restore(result)

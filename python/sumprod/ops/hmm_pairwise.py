@@ -31,7 +31,8 @@ def hmm_pairwise(
 
     Returns:
         [*B, T-1, S, S] (from, to), in the promoted dtype of the inputs (half types are computed in float32).
-        An impossible sequence is -inf everywhere; one with NaN (or +inf) is NaN everywhere. Entries at and past a sequence's length - 1 are -inf.
+        An impossible sequence is -inf everywhere; one with NaN (or +inf) is NaN everywhere.
+        Entries at and past a sequence's length - 1 are -inf.
 
     Differentiable; the backward is a loop over time in log space.
 
@@ -52,14 +53,16 @@ def hmm_pairwise(
     if arguments.wants_grad and torch.compiler.is_compiling():
         result = composite.pairwise(*arguments.potentials)  # its graph is differentiable as it is
     elif arguments.wants_grad:
-        result = CompositeBackward.apply(native.hmm_pairwise, composite.pairwise, *arguments.potentials)
+        result = CompositeBackward.apply(native.hmm_pairwise, composite.pairwise, *arguments.potentials)  # type: ignore[no-untyped-call]
     else:
         result = native.hmm_pairwise(*arguments.potentials)
     return arguments.restore(result)
 
 
 def _fake(initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None) -> Tensor:
-    return emission.new_empty(emission.shape[0], max(emission.shape[1] - 1, 0), emission.shape[2], emission.shape[2])
+    return emission.new_empty(
+        emission.shape[0], max(emission.shape[1] - 1, 0), emission.shape[2], emission.shape[2]
+    )
 
 
 register_rules("hmm_pairwise", _fake)

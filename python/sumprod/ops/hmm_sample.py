@@ -75,13 +75,18 @@ def _uniforms(
             raise TypeError(f"hmm_sample: num_samples must be an int, got {type(num_samples).__name__}")
         if num_samples < 0:
             raise ValueError(f"hmm_sample: num_samples must not be negative, got {num_samples}")
-        return torch.rand(num_samples, batch, steps, dtype=like.dtype, device=like.device, generator=generator)
+        return torch.rand(
+            num_samples, batch, steps, dtype=like.dtype, device=like.device, generator=generator
+        )
     if not isinstance(uniforms, Tensor) or not uniforms.is_floating_point():
         got = uniforms.dtype if isinstance(uniforms, Tensor) else type(uniforms).__name__
         raise TypeError(f"hmm_sample: uniforms must be a floating-point tensor, got {got}")
     wanted = [*arguments.batch_shape, steps]
     if uniforms.dim() != len(wanted) + 1 or list(uniforms.shape[1:]) != wanted:
-        raise ValueError(f"hmm_sample: uniforms must have shape [n, *B, T] = [n, {str(wanted)[1:]}, got {list(uniforms.shape)}")
+        raise ValueError(
+            f"hmm_sample: uniforms must have shape [n, *B, T] = [n, {str(wanted)[1:]}, "
+            f"got {list(uniforms.shape)}"
+        )
     if uniforms.device != like.device:
         raise ValueError(f"hmm_sample: uniforms are on {uniforms.device}, emission on {like.device}")
     numbers = uniforms.detach()

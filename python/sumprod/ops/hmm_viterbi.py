@@ -61,7 +61,9 @@ def hmm_viterbi(
     path, score, dead = native.hmm_viterbi(*arguments.constants)
     check_support("hmm_viterbi", dead, path, arguments.batch_shape)
     if arguments.wants_grad:
-        differentiable = composite.path_score(path, arguments.initial, arguments.transition, arguments.emission)
+        differentiable = composite.path_score(
+            path, arguments.initial, arguments.transition, arguments.emission
+        )
         score = torch.where(score.isnan(), score, differentiable)
     return HMMViterbi(arguments.restore(path), arguments.restore(score))
 
