@@ -113,9 +113,8 @@ SUMPROD_INLINE void with_columns(int64_t panel, int64_t states, Int<Real> index,
   if constexpr (kBlock == W) {
     const int64_t next = panel * states;
     if (states <= W) {
-      return use([=](const Real* rows, int64_t i) SUMPROD_INLINE_LAMBDA {
-        return __builtin_shuffle(load(rows + i * panel), index);
-      });
+      return use([=](const Real* rows, int64_t i)
+                     SUMPROD_INLINE_LAMBDA { return __builtin_shuffle(load(rows + i * panel), index); });
     }
     if (states <= 2 * W) {
       return use([=](const Real* rows, int64_t i) SUMPROD_INLINE_LAMBDA {
@@ -207,9 +206,9 @@ struct Linear {
   // use(v, sum_i in[i] * weight[i][v]) for every vector v of the next message.
   template <class Use>
   static SUMPROD_INLINE void propagate(const Weights<Real>& weights, const Real* in, int64_t states, Use use) {
-    for_each_block<Layout>(weights, states, [&](auto size, const Real* rows, int64_t row, int64_t v) SUMPROD_INLINE_LAMBDA {
-      block<size.value>(rows, row, in, states, v, use);
-    });
+    for_each_block<Layout>(weights, states,
+                           [&](auto size, const Real* rows, int64_t row, int64_t v)
+                               SUMPROD_INLINE_LAMBDA { block<size.value>(rows, row, in, states, v, use); });
   }
 };
 
@@ -259,9 +258,7 @@ struct Extended {
   static SUMPROD_INLINE V peak(Number x, V so_far) { return max_fast(x.e, so_far); }
   static SUMPROD_INLINE Scale scale_from(V peak) { return {peak == -kInfinity<Real> ? V{} : peak}; }
   static SUMPROD_INLINE Scale unit_scale() { return {V{}}; }
-  static SUMPROD_INLINE Scale select(Int<Real> mask, Scale a, Scale b) {
-    return {mask ? a.exponent : b.exponent};
-  }
+  static SUMPROD_INLINE Scale select(Int<Real> mask, Scale a, Scale b) { return {mask ? a.exponent : b.exponent}; }
   static SUMPROD_INLINE Number rescale(Number x, Scale s) { return {x.f, x.e - s.exponent}; }
 
   template <class Get>
@@ -291,13 +288,10 @@ struct Extended {
     return sum_of(states, vectors, [&](int64_t v) SUMPROD_INLINE_LAMBDA { return get(a, v, vectors); });
   }
   static SUMPROD_INLINE Number dot(const Real* a, const Real* b, int64_t states, int64_t vectors) {
-    return sum_of(states, vectors, [&](int64_t v) SUMPROD_INLINE_LAMBDA {
-      return multiply(get(a, v, vectors), get(b, v, vectors));
-    });
+    return sum_of(states, vectors,
+                  [&](int64_t v) SUMPROD_INLINE_LAMBDA { return multiply(get(a, v, vectors), get(b, v, vectors)); });
   }
-  static SUMPROD_INLINE V log(Number x) {
-    return x.e * Real(0.69314718055994530942) + log_nonnegative<Real>(x.f);
-  }
+  static SUMPROD_INLINE V log(Number x) { return x.e * Real(0.69314718055994530942) + log_nonnegative<Real>(x.f); }
 
   template <int N, class Use>
   static SUMPROD_INLINE void block(const Real* f, const Real* e, int64_t row, const Real* in, int64_t states,
@@ -382,9 +376,9 @@ struct MaxPlus {
   // use(v, max_i in[i] + weight[i][v]) for every vector v of the next message.
   template <class Use>
   static SUMPROD_INLINE void propagate(const Weights<Real>& weights, const Real* in, int64_t states, Use use) {
-    for_each_block<Layout>(weights, states, [&](auto size, const Real* rows, int64_t row, int64_t v) SUMPROD_INLINE_LAMBDA {
-      block<size.value>(rows, row, in, states, v, use);
-    });
+    for_each_block<Layout>(weights, states,
+                           [&](auto size, const Real* rows, int64_t row, int64_t v)
+                               SUMPROD_INLINE_LAMBDA { block<size.value>(rows, row, in, states, v, use); });
   }
 };
 
@@ -436,8 +430,7 @@ Weights<typename Arithmetic::Real> prepare_weights(const External* potential, in
     }
   }
   const double lowest = highest == -infinity ? 0.0 : double(least) - double(shift);
-  return {storage, exponent, panel_vectors<Layout>(states), double(shift), lowest, dense,
-          invalid};
+  return {storage, exponent, panel_vectors<Layout>(states), double(shift), lowest, dense, invalid};
 }
 
 }  // namespace

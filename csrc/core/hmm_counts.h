@@ -61,7 +61,8 @@ class TransitionCounts {
         const int64_t w = (v / panel * panel * states + j * panel + v % panel) * Layout::kWeight;
         V x;
         if constexpr (Arithmetic::kExtended) {
-          const V weight = Layout::weight(at.weights->mantissa + w, 0), weight_e = Layout::weight(at.weights->exponent + w, 0);
+          const V weight = Layout::weight(at.weights->mantissa + w, 0),
+                  weight_e = Layout::weight(at.weights->exponent + w, 0);
           const auto a = Arithmetic::get(at.forward, v, vectors);
           const V y = Layout::entry(at.next, j), y_e = Layout::entry(at.next + vectors * W, j);
           const V top = at.total.e == -kInfinity<Real> ? V{} : at.total.e;

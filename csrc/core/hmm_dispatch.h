@@ -69,8 +69,13 @@ struct Group {
                     forward.mantissa == nullptr ? nullptr : &backward, task.group.sequences[0]) {}
 
   static Weights<Real> weights_of(const HmmWeights& w) {
-    return {static_cast<const Real*>(w.mantissa), static_cast<const Real*>(w.exponent), w.panel, w.shift, w.lowest,
-            w.dense, w.invalid};
+    return {static_cast<const Real*>(w.mantissa),
+            static_cast<const Real*>(w.exponent),
+            w.panel,
+            w.shift,
+            w.lowest,
+            w.dense,
+            w.invalid};
   }
 
   // Rows 0 .. length-1 of one sequence in a contiguous [batch, steps, states] output.

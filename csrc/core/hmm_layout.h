@@ -48,9 +48,9 @@ template <class Real_>
 struct LaneIsSequence {
   using Real = Real_;
   static constexpr int W = Simd<Real>::kWidth;
-  static constexpr int kLanes = W;     // sequences per group
-  static constexpr int kWeight = 1;    // reals per weight
-  static constexpr int kMessage = W;   // reals per message entry
+  static constexpr int kLanes = W;    // sequences per group
+  static constexpr int kWeight = 1;   // reals per weight
+  static constexpr int kMessage = W;  // reals per message entry
   static constexpr int kMaxPanel = kBlock;
 
   static int64_t vectors(int64_t states) { return states; }
@@ -58,9 +58,7 @@ struct LaneIsSequence {
   static SUMPROD_INLINE Vec<Real> weight(const Real* row, int v) { return splat(row[v]); }
   static SUMPROD_INLINE Vec<Real> max_over_states(Vec<Real> v) { return v; }
   static SUMPROD_INLINE Int<Real> any_over_states(Int<Real> mask) { return mask; }
-  static SUMPROD_INLINE Real at(const Real* message, int64_t state, int lane) {
-    return message[state * W + lane];
-  }
+  static SUMPROD_INLINE Real at(const Real* message, int64_t state, int lane) { return message[state * W + lane]; }
 
   static SUMPROD_INLINE Vec<Real> sum(const Real* a, int64_t states) {
     Vec<Real> total = {};
@@ -171,9 +169,7 @@ class Tile {
     begin_ = t / steps_ * steps_;
     end_ = smaller(begin_ + steps_, lanes_.longest);
   }
-  bool is_flat() const {
-    return sizeof(External) == sizeof(Real) && state_stride_ == 1 && time_stride_ == states_;
-  }
+  bool is_flat() const { return sizeof(External) == sizeof(Real) && state_stride_ == 1 && time_stride_ == states_; }
   void fill();
   void fill_flat();
   Vec<Real> load_part(int l, int64_t k) const;

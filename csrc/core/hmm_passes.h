@@ -26,7 +26,7 @@ template <class Real>
 struct Trust;
 template <>
 struct Trust<float> {
-  static constexpr double kDense = -27.0, kSparse = -47.0;        // lowest log weight, in nats
+  static constexpr double kDense = -27.0, kSparse = -47.0;       // lowest log weight, in nats
   static constexpr double kProduct = -88.0, kAgreement = -60.0;  // in binary orders
 };
 template <>
@@ -67,8 +67,8 @@ class Transitions {
     if (key != time_ || transposed != transposed_) {
       const int64_t from = transposed ? problem_.transition_to : problem_.transition_from;
       const int64_t to = transposed ? problem_.transition_from : problem_.transition_to;
-      current_ = prepare_weights<Arithmetic>(potential_ + key * problem_.transition_time, from, to, problem_.states,
-                                             storage_);
+      current_ =
+          prepare_weights<Arithmetic>(potential_ + key * problem_.transition_time, from, to, problem_.states, storage_);
       time_ = key;
       transposed_ = transposed;
     }
@@ -351,19 +351,19 @@ class BackwardPass : public Pass<Arithmetic, External> {
 
   struct Step {
     int64_t t;
-    const Real* emission;    // with the initial potential at t = 0
-    V m;                     // its largest entry
-    const Real* predicted;   // p_t
-    const Real* forward;     // a_t = p_t * exp(emission - m)
-    const Real* backward;    // b_t
-    Number total;            // sum over states of a_t * b_t
-    const Real* next;        // e_{t+1} * b_{t+1}, to be multiplied by next_scale
+    const Real* emission;   // with the initial potential at t = 0
+    V m;                    // its largest entry
+    const Real* predicted;  // p_t
+    const Real* forward;    // a_t = p_t * exp(emission - m)
+    const Real* backward;   // b_t
+    Number total;           // sum over states of a_t * b_t
+    const Real* next;       // e_{t+1} * b_{t+1}, to be multiplied by next_scale
     Scale next_scale;
     const Real* next_emission;  // valid where continues
     V next_m;
     const Real* next_backward;
-    Mask continues;          // lanes with t + 1 < length
-    bool watched;            // linear space without the dense guarantee
+    Mask continues;                // lanes with t + 1 < length
+    bool watched;                  // linear space without the dense guarantee
     const Weights<Real>* weights;  // transposed weights of the step t -> t + 1 (null at the end)
   };
 
@@ -426,11 +426,10 @@ class BackwardPass : public Pass<Arithmetic, External> {
       return;
     }
     weights = &this->transitions_.at(t, true);
-    Arithmetic::propagate(*weights, next_[(t + 1) % 2], this->states_,
-                          [&](int64_t v, Number x) SUMPROD_INLINE_LAMBDA {
-                            x = Arithmetic::rescale(x, scale);
-                            Arithmetic::put(b, v, n, Arithmetic::select(continues, x, Arithmetic::one()));
-                          });
+    Arithmetic::propagate(*weights, next_[(t + 1) % 2], this->states_, [&](int64_t v, Number x) SUMPROD_INLINE_LAMBDA {
+      x = Arithmetic::rescale(x, scale);
+      Arithmetic::put(b, v, n, Arithmetic::select(continues, x, Arithmetic::one()));
+    });
   }
 
   // Forward and backward messages that barely overlap hide what was lost in either.

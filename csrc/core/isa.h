@@ -32,9 +32,9 @@ int vector_bytes(Isa isa);
   namespace avx512 {                                     \
   result name parameters;                                \
   }
-#define SUMPROD_KERNEL(name)                                            \
-  (::sumprod::isa_in_use() == ::sumprod::Isa::avx512 ? &avx512::name    \
-   : ::sumprod::isa_in_use() == ::sumprod::Isa::avx2 ? &avx2::name      \
+#define SUMPROD_KERNEL(name)                                         \
+  (::sumprod::isa_in_use() == ::sumprod::Isa::avx512 ? &avx512::name \
+   : ::sumprod::isa_in_use() == ::sumprod::Isa::avx2 ? &avx2::name   \
                                                      : &baseline::name)
 #else
 #define SUMPROD_DECLARE_KERNEL(result, name, parameters) \

@@ -224,16 +224,12 @@ SUMPROD_INLINE VecF interleave_low(VecF a, VecF b) {
 SUMPROD_INLINE VecF interleave_high(VecF a, VecF b) {
   return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
-SUMPROD_INLINE VecD interleave_low(VecD a, VecD b) {
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
+SUMPROD_INLINE VecD interleave_low(VecD a, VecD b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
 SUMPROD_INLINE VecD interleave_high(VecD a, VecD b) {
   return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 }
 #elif SUMPROD_VECTOR_BYTES == 32
-SUMPROD_INLINE VecF interleave_low(VecF a, VecF b) {
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
+SUMPROD_INLINE VecF interleave_low(VecF a, VecF b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
 SUMPROD_INLINE VecF interleave_high(VecF a, VecF b) {
   return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 }

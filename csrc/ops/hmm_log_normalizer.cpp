@@ -74,7 +74,8 @@ Tensor like_initial(const HmmInputs& in, const Tensor& per_sequence) {
   if (in.initial.size(0) == in.problem.batch) return per_sequence;
   Tensor out = in.empty({1, in.problem.states});
   if (in.problem.is_double) {
-    add_batch(per_sequence.const_data_ptr<double>(), in.problem.batch, in.problem.states, out.mutable_data_ptr<double>());
+    add_batch(per_sequence.const_data_ptr<double>(), in.problem.batch, in.problem.states,
+              out.mutable_data_ptr<double>());
   } else {
     add_batch(per_sequence.const_data_ptr<float>(), in.problem.batch, in.problem.states, out.mutable_data_ptr<float>());
   }

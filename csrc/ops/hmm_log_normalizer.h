@@ -21,10 +21,10 @@ SUMPROD_DECLARE_KERNEL(int64_t, hmm_log_normalizer_group, (const HmmTask&))
 
 // How the gradient with respect to the transition is laid out.
 enum class TransitionGradient {
-  shared,       // homogeneous, one matrix: [units, S, S] partial sums in double
-  shared_steps, // time-varying, shared by the batch: [1, T-1, S, S] in double
-  own,          // homogeneous, one matrix per sequence: [batch, 1, S, S]
-  own_steps,    // [batch, T-1, S, S]
+  shared,        // homogeneous, one matrix: [units, S, S] partial sums in double
+  shared_steps,  // time-varying, shared by the batch: [1, T-1, S, S] in double
+  own,           // homogeneous, one matrix per sequence: [batch, 1, S, S]
+  own_steps,     // [batch, T-1, S, S]
 };
 struct HmmLogNormalizerGradients {
   const void* upstream;  // [batch], contiguous

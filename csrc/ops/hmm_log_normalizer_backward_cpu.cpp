@@ -39,7 +39,8 @@ class GradientTask {
     counts_.clear();
     V upstream = {};
     for (int l = 0; l < W; ++l) {
-      upstream[l] = Real(static_cast<const External*>(out_.upstream)[group_.lanes.sequence[l < Layout::kLanes ? l : 0]]);
+      upstream[l] =
+          Real(static_cast<const External*>(out_.upstream)[group_.lanes.sequence[l < Layout::kLanes ? l : 0]]);
     }
     bool usable = forward_.run(Keep::predicted, predicted_, [](auto&&...) SUMPROD_INLINE_LAMBDA {});
     if (usable && out_.kind == TransitionGradient::shared_steps) {
@@ -76,7 +77,8 @@ class GradientTask {
     Real* row = tile_.write(at.t);
     const V scale = upstream / at.total.f;
     for (int64_t v = 0; v < vectors_; ++v) {
-      const auto x = Arithmetic::multiply(Arithmetic::get(at.forward, v, vectors_), Arithmetic::get(at.backward, v, vectors_));
+      const auto x =
+          Arithmetic::multiply(Arithmetic::get(at.forward, v, vectors_), Arithmetic::get(at.backward, v, vectors_));
       if constexpr (Arithmetic::kExtended) {
         store(row + v * W, (x.f * pow2_nonpositive<Real>(x.e - at.total.e)) * scale);
       } else {

@@ -12,7 +12,7 @@ namespace sumprod {
 namespace {
 
 Tensor hmm_marginals(const Tensor& initial, const Tensor& transition, const Tensor& emission,
-                  std::optional<Tensor> lengths) {
+                     std::optional<Tensor> lengths) {
   const HmmInputs in("hmm_marginals", initial, transition, emission, lengths);
   const HmmProblem& problem = in.problem;
   Tensor marginals = in.empty({problem.batch, problem.steps, problem.states});

@@ -37,13 +37,14 @@ int64_t hmm_marginals_group(const HmmTask& task) {
             saturated |= backward.saturated(x);
           } else {
             const V p = load(at.predicted + v * W);
-            const V both = at.watched ? log_nonnegative<Real>(p) + log_nonnegative<Real>(b.f)
-                                      : log_nonnegative<Real>(p * b.f);
+            const V both =
+                at.watched ? log_nonnegative<Real>(p) + log_nonnegative<Real>(b.f) : log_nonnegative<Real>(p * b.f);
             result = (both + (load(at.emission + v * W) - at.m)) - log_total;
           }
           store(row + v * W, result);
         }
-        if constexpr (Arithmetic::kExtended) backward.distrust(Layout::any_over_states(saturated) & backward.active(at.t));
+        if constexpr (Arithmetic::kExtended)
+          backward.distrust(Layout::any_over_states(saturated) & backward.active(at.t));
       });
       tile.flush();
     }

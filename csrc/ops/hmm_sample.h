@@ -14,8 +14,8 @@ namespace sumprod {
 struct HmmSampleOutputs {
   const void* uniforms;  // [draws, batch, steps], the problem's dtype, contiguous
   int64_t draws;
-  int64_t* paths;     // [draws, batch, steps]; -1 where there is no state
-  int64_t* dead;      // [batch]: first step at which no state is possible, -1 if there is none
+  int64_t* paths;  // [draws, batch, steps]; -1 where there is no state
+  int64_t* dead;   // [batch]: first step at which no state is possible, -1 if there is none
 };
 SUMPROD_DECLARE_KERNEL(int64_t, hmm_sample_group, (const HmmTask&))
 

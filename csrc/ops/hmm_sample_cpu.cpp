@@ -35,7 +35,8 @@ class SampleTask {
     for (int l = 0; l < group_.lanes.count; ++l) {
       task_.redo[l] = forward_.redo(l);
       if (task_.redo[l]) continue;
-      out_.dead[group_.lanes.sequence[l]] = forward_.possible(l) || forward_.log_normalizer(l) != -__builtin_inf() ? -1 : first_dead(l);
+      out_.dead[group_.lanes.sequence[l]] =
+          forward_.possible(l) || forward_.log_normalizer(l) != -__builtin_inf() ? -1 : first_dead(l);
       any_path = any_path || forward_.possible(l);
     }
     if (!usable || !any_path) return;

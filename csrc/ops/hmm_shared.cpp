@@ -45,8 +45,7 @@ HmmLayout choose_layout(const HmmProblem& problem, const HmmRun& run, int64_t se
   if (run.by_state || problem.transition_batch != 0) return HmmLayout::lane_is_state;
   const int width = lanes_per_group(problem, run, HmmTier::linear, HmmLayout::lane_is_sequence);
   const auto groups = static_cast<double>((sequences + width - 1) / width);
-  return static_cast<double>(sequences) < kGroupCost * groups ? HmmLayout::lane_is_state
-                                                              : HmmLayout::lane_is_sequence;
+  return static_cast<double>(sequences) < kGroupCost * groups ? HmmLayout::lane_is_state : HmmLayout::lane_is_sequence;
 }
 
 double multiply_adds(const HmmProblem& problem, const std::vector<int64_t>& sequences) {
@@ -66,8 +65,15 @@ std::vector<int64_t> run_tier(const HmmProblem& problem, const HmmRun& run, HmmT
 
   const auto task_of = [&](int64_t group, int64_t unit) {
     const int64_t first = group * width;
-    return HmmTask{&problem,    &shared, tier,    layout, {sequences.data() + first, int(std::min<int64_t>(width, count - first))},
-                   unit,        run.outputs, nullptr, nullptr};
+    return HmmTask{&problem,
+                   &shared,
+                   tier,
+                   layout,
+                   {sequences.data() + first, int(std::min<int64_t>(width, count - first))},
+                   unit,
+                   run.outputs,
+                   nullptr,
+                   nullptr};
   };
   // Groups are sorted by length, so the first needs the most room.
   const int64_t bytes = run.kernel(task_of(0, 0));
@@ -101,9 +107,8 @@ void run_hmm(const HmmProblem& problem, const HmmRun& run) {
   if (run.max_plus) tiers = {HmmTier::max_plus, HmmTier::max_plus_double};
   for (HmmTier tier : tiers) {
     if (sequences.empty()) return;
-    const HmmLayout layout = is_double_tier(tier)
-                                 ? HmmLayout::lane_is_sequence
-                                 : choose_layout(problem, run, static_cast<int64_t>(sequences.size()));
+    const HmmLayout layout = is_double_tier(tier) ? HmmLayout::lane_is_sequence
+                                                  : choose_layout(problem, run, static_cast<int64_t>(sequences.size()));
     HmmShared shared = {};
     HmmPreparation request{&problem, tier, layout, run.backward, nullptr, &shared};
     const auto prepare = SUMPROD_KERNEL(hmm_prepare);

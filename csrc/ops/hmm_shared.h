@@ -23,9 +23,9 @@ using HmmGroupKernel = int64_t (*)(const HmmTask&);
 struct HmmRun {
   HmmGroupKernel kernel;
   const void* outputs;
-  bool backward = false;        // the kernel uses transposed weights
-  bool by_state = false;        // the kernel needs one sequence per group
-  bool max_plus = false;        // the kernel works in log space, with tiers of its own
+  bool backward = false;          // the kernel uses transposed weights
+  bool by_state = false;          // the kernel needs one sequence per group
+  bool max_plus = false;          // the kernel works in log space, with tiers of its own
   int64_t max_units = INT64_MAX;  // partial results that the outputs have room for
 };
 

@@ -1,5 +1,5 @@
-#include "core/hmm_dispatch.h"
 #include "ops/hmm_shared.h"
+#include "core/hmm_dispatch.h"
 
 namespace sumprod::SUMPROD_ISA_NAMESPACE {
 
@@ -18,9 +18,8 @@ int64_t hmm_prepare(const HmmPreparation& request) {
       request.shared->forward = describe(prepare_weights<Arithmetic>(potential, problem.transition_from,
                                                                      problem.transition_to, problem.states, storage));
       if (request.backward) {
-        request.shared->backward =
-            describe(prepare_weights<Arithmetic>(potential, problem.transition_to, problem.transition_from,
-                                                 problem.states, storage + size));
+        request.shared->backward = describe(prepare_weights<Arithmetic>(
+            potential, problem.transition_to, problem.transition_from, problem.states, storage + size));
       }
     }
     return int64_t(sizeof(Real)) * size * (request.backward ? 2 : 1);

@@ -29,8 +29,9 @@ void check_shapes(const char* op, const Tensor& initial, const Tensor& transitio
   const bool transition_ok = transition.dim() == 4 && (transition.size(0) == batch || transition.size(0) == 1) &&
                              (transition.size(1) == std::max<int64_t>(steps - 1, 0) || transition.size(1) == 1) &&
                              transition.size(2) == states && transition.size(3) == states;
-  STD_TORCH_CHECK(transition_ok, "sumprod::", op, ": transition must be [B or 1, T-1 or 1, S, S] with [B, T, S] = ",
-                  shape_of(emission), ", got ", shape_of(transition));
+  STD_TORCH_CHECK(transition_ok, "sumprod::", op,
+                  ": transition must be [B or 1, T-1 or 1, S, S] with [B, T, S] = ", shape_of(emission), ", got ",
+                  shape_of(transition));
 }
 
 void check_types(const char* op, const Tensor& initial, const Tensor& transition, const Tensor& emission) {

@@ -127,7 +127,7 @@ class ViterbiTask {
   // fourth step is enough: states that drift away or catch up take many.
   Mask drifted(int64_t t, const Real* d, V peak) const {
     constexpr Real kFar = -131072, kMask = -1e8;
-    Mask far = (peak < kFar) & (peak > -kInfinity<Real>) & (t > 0 ? ~Mask{} : Mask{});
+    Mask far = (peak < kFar) & (peak > -kInfinity<Real>)&(t > 0 ? ~Mask{} : Mask{});
     if (t % 4 != 3) return far;
     for (int64_t v = 0; v < vectors_; ++v) {
       const V x = load(d + v * W);

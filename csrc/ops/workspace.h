@@ -12,7 +12,8 @@ class Workspace {
  public:
   Workspace(int workers, int64_t bytes_each)
       : stride_((bytes_each + kAlignment - 1) / kAlignment * kAlignment),
-        base_(static_cast<std::byte*>(::operator new(static_cast<size_t>(stride_ * workers), std::align_val_t{kAlignment}))) {}
+        base_(static_cast<std::byte*>(
+            ::operator new(static_cast<size_t>(stride_ * workers), std::align_val_t{kAlignment}))) {}
 
   void* of(int worker) const { return base_.get() + stride_ * worker; }
 

@@ -253,9 +253,9 @@ def test_row_out_strided_and_of_another_float_dtype() -> None:
 
 
 def test_row_out_that_requires_grad() -> None:
-    with pytest.raises(RuntimeError, match=r"out=.*"):
+    with pytest.raises(RuntimeError, match="out="):
         sumprod.logsumexp(torch.zeros(3, 4), 1, out=torch.zeros(3, requires_grad=True))
-    with pytest.raises(RuntimeError, match=r"out=.*"):
+    with pytest.raises(RuntimeError, match="out="):
         sumprod.logsumexp(torch.zeros(3, 4, requires_grad=True), 1, out=torch.zeros(3))
 
 
