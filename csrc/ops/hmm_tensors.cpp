@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/parallel.h"
+
 namespace sumprod {
 
 namespace {
@@ -94,19 +96,25 @@ Tensor HmmInputs::zeros_double(std::initializer_list<int64_t> sizes) const {
   return torch::stable::new_zeros(emission, {sizes.begin(), sizes.size()}, ScalarType::Double);
 }
 
+namespace {
+
+template <class Real>
+void fill_rows(const HmmProblem& problem, Real* output, int64_t rows, int64_t row_size, int64_t shorten, Real value) {
+  parallel_run(problem.batch, worker_count(problem.batch), [&](int64_t b, int) {
+    const int64_t first = std::clamp<int64_t>(problem.lengths[b] - shorten, 0, rows);
+    std::fill(output + (b * rows + first) * row_size, output + (b + 1) * rows * row_size, value);
+  });
+}
+
+}  // namespace
+
 void fill_padding(const HmmProblem& problem, Tensor& output, int64_t rows, int64_t row_size, int64_t shorten,
                   double value) {
   if (problem.lengths == nullptr) return;
-  for (int64_t b = 0; b < problem.batch; ++b) {
-    const int64_t first = std::clamp<int64_t>(problem.lengths[b] - shorten, 0, rows);
-    const int64_t begin = (b * rows + first) * row_size, end = (b + 1) * rows * row_size;
-    if (problem.is_double) {
-      double* data = output.mutable_data_ptr<double>();
-      std::fill(data + begin, data + end, value);
-    } else {
-      float* data = output.mutable_data_ptr<float>();
-      std::fill(data + begin, data + end, static_cast<float>(value));
-    }
+  if (problem.is_double) {
+    fill_rows(problem, output.mutable_data_ptr<double>(), rows, row_size, shorten, value);
+  } else {
+    fill_rows(problem, output.mutable_data_ptr<float>(), rows, row_size, shorten, static_cast<float>(value));
   }
 }
 

@@ -261,6 +261,16 @@ def specs(**fixed: object) -> st.SearchStrategy[Spec]:
     return st.builds(Spec, **choices)  # type: ignore[arg-type]
 
 
+def many_states() -> list[Case]:
+    """More states than a register block or a cache line holds, at several batch sizes."""
+    return [
+        build(Spec(kind, (batch,), 5, states, 3.0, "BS", form, "random", dtype=dtype, seed=states))
+        for states, batch, form in ((64, 3, "SS"), (100, 18, "SS"), (130, 2, "BTSS"), (257, 17, "1TSS"))
+        for kind in ("dense", "left_right", "peaked_100")
+        for dtype in (torch.float32, torch.float64)
+    ]
+
+
 def rounding(case: Case) -> Floats:
     """[N]: allowed error of a log quantity: 16 units in the last place of the sum of what was added up.
 

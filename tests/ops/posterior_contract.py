@@ -23,6 +23,7 @@ from tests.ops.hmm_cases import (
     assert_log_probabilities,
     build,
     impossible_at,
+    many_states,
 )
 from tests.oracles.model import Floats, Model
 
@@ -63,6 +64,10 @@ class PosteriorContract:
     def test_every_structure_over_two_lane_groups(self, kind: str, scale: float, dtype: torch.dtype) -> None:
         spec = Spec(kind, (19,), 30, 17, scale, lengths_form="random", dtype=dtype, seed=3)
         self.check(build(spec))
+
+    def test_many_states(self) -> None:
+        for case in many_states():
+            self.check(case)
 
     def test_rows_are_distributions(self) -> None:
         case = build(Spec(batch=(6,), steps=9, states=5, lengths_form="random", seed=1))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sumprod import ops
 from tests.ops.checks import HMM_OPERATORS, call, gradients, padded, uniforms_for
-from tests.ops.hmm_cases import Case, Spec, build, indices, specs
+from tests.ops.hmm_cases import Case, Spec, build, indices, many_states, specs
 
 PADDING = {"path": -1, "draws": -1, "emission gradient": 0}
 
@@ -77,6 +77,12 @@ def test_alone_equals_in_a_batch(
     assert case.lengths is not None
     assert (case.lengths > 1).sum() >= size // 3
     check_alone(name, case, uniforms_for(case, generator), [(0,), (size // 2,), (size - 1,)])
+
+
+@EVERY_RUN
+def test_many_states_alone_equal_in_a_batch(name: str, generator: torch.Generator) -> None:
+    for case in many_states():
+        check_alone(name, case, uniforms_for(case, generator), [(0,), (case.batch[0] - 1,)])
 
 
 @given(

@@ -20,6 +20,7 @@ from tests.ops.hmm_cases import (
     assert_log_close,
     build,
     impossible_at,
+    many_states,
     rounding,
     specs,
 )
@@ -67,6 +68,11 @@ def test_every_structure_over_two_lane_groups(kind: str, scale: float, dtype: to
             )
         )
     )
+
+
+def test_many_states() -> None:
+    for case in many_states():
+        check(case)
 
 
 def test_hand_computed_healthy_fever() -> None:

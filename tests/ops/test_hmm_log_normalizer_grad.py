@@ -21,6 +21,7 @@ from tests.ops.hmm_cases import (
     Spec,
     build,
     impossible_at,
+    many_states,
     rounding,
     specs,
 )
@@ -74,6 +75,11 @@ def test_gradients_of_every_broadcast_form(initial_form: str, transition_form: s
         seed=1,
     )
     check_gradients(build(spec))
+
+
+def test_gradients_of_many_states() -> None:
+    for case in many_states():
+        check_gradients(case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

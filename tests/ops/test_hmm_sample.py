@@ -16,7 +16,7 @@ from torch import Tensor
 import sumprod
 from sumprod import ops
 from tests.ops.checks import check_compiled, uniforms_for
-from tests.ops.hmm_cases import INF, Case, Spec, build, impossible_at, indices, specs
+from tests.ops.hmm_cases import INF, Case, Spec, build, impossible_at, indices, many_states, specs
 from tests.oracles import enumeration, recursion
 from tests.oracles.model import Floats, Model
 
@@ -130,6 +130,11 @@ def test_draws_are_possible_states_and_padding_is_minus_one(spec: Spec) -> None:
     generator = torch.Generator().manual_seed(spec.seed)
     draws = draw(case, uniforms_for(case, generator))
     check_possible(case, draws)
+
+
+def test_many_states(generator: torch.Generator) -> None:
+    for case in many_states():
+        check_possible(case, draw(case, uniforms_for(case, generator)))
 
 
 def check_possible(case: Case, draws: Tensor) -> None:

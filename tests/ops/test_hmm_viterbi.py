@@ -24,6 +24,7 @@ from tests.ops.hmm_cases import (
     build,
     impossible_at,
     indices,
+    many_states,
     rounding,
     specs,
 )
@@ -67,6 +68,11 @@ def test_every_structure_over_two_lane_groups(kind: str, scale: float, dtype: to
     assert case.lengths is not None
     assert (case.lengths > 5).any()
     check(case)
+
+
+def test_many_states() -> None:
+    for case in many_states():
+        check(case)
 
 
 def test_hand_computed_healthy_fever() -> None:
