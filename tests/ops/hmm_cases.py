@@ -271,6 +271,21 @@ def many_states() -> list[Case]:
     ]
 
 
+def near_underflow() -> list[Case]:
+    """Thousands of sequences with weights about the smallest of linear space, exp(-87) or exp(-708).
+
+    With so many, some lose everything but a path that looked negligible, or have their largest emission in
+    a state that is impossible.
+    """
+    return [
+        build(Spec(kind, (300,), steps, states, scale, "BS", form, dtype=dtype, seed=states))
+        for kind in ("dense", "left_right", "sparse", "single", "peaked_50")
+        for states, steps, form in ((2, 3, "SS"), (3, 8, "1TSS"), (5, 20, "SS"))
+        for dtype, scales in ((torch.float32, (25.0, 50.0)), (torch.float64, (250.0,)))
+        for scale in scales
+    ]
+
+
 def rounding(case: Case) -> Floats:
     """[N]: allowed error of a log quantity: 16 units in the last place of the sum of what was added up.
 

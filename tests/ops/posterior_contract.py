@@ -24,6 +24,7 @@ from tests.ops.hmm_cases import (
     build,
     impossible_at,
     many_states,
+    near_underflow,
 )
 from tests.oracles.model import Floats, Model
 
@@ -67,6 +68,10 @@ class PosteriorContract:
 
     def test_many_states(self) -> None:
         for case in many_states():
+            self.check(case)
+
+    def test_thousands_of_sequences_near_the_underflow_boundary(self) -> None:
+        for case in near_underflow():
             self.check(case)
 
     def test_rows_are_distributions(self) -> None:

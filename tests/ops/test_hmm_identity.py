@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sumprod import ops
 from tests.ops.checks import HMM_OPERATORS, call, gradients, padded, uniforms_for
-from tests.ops.hmm_cases import Case, Spec, build, indices, many_states, specs
+from tests.ops.hmm_cases import Case, Spec, build, indices, many_states, near_underflow, specs
 
 PADDING = {"path": -1, "draws": -1, "emission gradient": 0}
 
@@ -83,6 +83,13 @@ def test_alone_equals_in_a_batch(
 def test_many_states_alone_equal_in_a_batch(name: str, generator: torch.Generator) -> None:
     for case in many_states():
         check_alone(name, case, uniforms_for(case, generator), [(0,), (case.batch[0] - 1,)])
+
+
+@EVERY_RUN
+def test_near_the_underflow_boundary_alone_equals_in_a_batch(name: str, generator: torch.Generator) -> None:
+    for case in near_underflow()[::4]:
+        alive = case.alive()
+        check_alone(name, alive, uniforms_for(alive, generator), [(0,), (150,), (299,)])
 
 
 @given(

@@ -21,6 +21,7 @@ from tests.ops.hmm_cases import (
     build,
     impossible_at,
     many_states,
+    near_underflow,
     rounding,
     specs,
 )
@@ -72,6 +73,11 @@ def test_every_structure_over_two_lane_groups(kind: str, scale: float, dtype: to
 
 def test_many_states() -> None:
     for case in many_states():
+        check(case)
+
+
+def test_thousands_of_sequences_near_the_underflow_boundary() -> None:
+    for case in near_underflow():
         check(case)
 
 

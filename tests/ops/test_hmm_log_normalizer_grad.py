@@ -22,6 +22,7 @@ from tests.ops.hmm_cases import (
     build,
     impossible_at,
     many_states,
+    near_underflow,
     rounding,
     specs,
 )
@@ -79,6 +80,11 @@ def test_gradients_of_every_broadcast_form(initial_form: str, transition_form: s
 
 def test_gradients_of_many_states() -> None:
     for case in many_states():
+        check_gradients(case)
+
+
+def test_thousands_of_sequences_near_the_underflow_boundary() -> None:
+    for case in near_underflow():
         check_gradients(case)
 
 

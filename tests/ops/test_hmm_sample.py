@@ -16,7 +16,17 @@ from torch import Tensor
 import sumprod
 from sumprod import ops
 from tests.ops.checks import check_compiled, uniforms_for
-from tests.ops.hmm_cases import INF, Case, Spec, build, impossible_at, indices, many_states, specs
+from tests.ops.hmm_cases import (
+    INF,
+    Case,
+    Spec,
+    build,
+    impossible_at,
+    indices,
+    many_states,
+    near_underflow,
+    specs,
+)
 from tests.oracles import enumeration, recursion
 from tests.oracles.model import Floats, Model
 
@@ -135,6 +145,12 @@ def test_draws_are_possible_states_and_padding_is_minus_one(spec: Spec) -> None:
 def test_many_states(generator: torch.Generator) -> None:
     for case in many_states():
         check_possible(case, draw(case, uniforms_for(case, generator)))
+
+
+def test_thousands_of_sequences_near_the_underflow_boundary(generator: torch.Generator) -> None:
+    for case in near_underflow():
+        alive = case.alive()
+        check_possible(alive, draw(alive, uniforms_for(alive, generator)))
 
 
 def check_possible(case: Case, draws: Tensor) -> None:

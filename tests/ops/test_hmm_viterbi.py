@@ -25,6 +25,7 @@ from tests.ops.hmm_cases import (
     impossible_at,
     indices,
     many_states,
+    near_underflow,
     rounding,
     specs,
 )
@@ -73,6 +74,11 @@ def test_every_structure_over_two_lane_groups(kind: str, scale: float, dtype: to
 def test_many_states() -> None:
     for case in many_states():
         check(case)
+
+
+def test_thousands_of_sequences_near_the_underflow_boundary() -> None:
+    for case in near_underflow():
+        check(case.alive())
 
 
 def test_hand_computed_healthy_fever() -> None:

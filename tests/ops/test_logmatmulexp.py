@@ -105,6 +105,18 @@ def test_large_gaps_keep_their_support(gap: float, dtype: torch.dtype, size: int
     assert torch.equal(ops.logmatmulexp(x, y)[:, 1:], torch.full((size, size - 1), -gap, dtype=dtype))
 
 
+@pytest.mark.parametrize("zeros", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float32, 25.0), (torch.float32, 50.0), (torch.float64, 250.0)]
+)
+def test_many_products_near_the_underflow_boundary(dtype: torch.dtype, scale: float, zeros: float) -> None:
+    # Terms about exp(-87) or exp(-708) of the largest product: linear space would lose some silently.
+    for size in (2, 5, 17):
+        check(
+            draw((200, size, size), 1, dtype, scale, zeros), draw((200, size, size), 2, dtype, scale, zeros)
+        )
+
+
 def test_empty_inner_dimension_is_minus_infinity() -> None:
     actual = ops.logmatmulexp(torch.empty(2, 3, 0), torch.empty(2, 0, 4))
     assert torch.equal(actual, torch.full((2, 3, 4), -INF))
