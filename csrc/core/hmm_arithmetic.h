@@ -189,8 +189,10 @@ struct Linear {
   }
   static SUMPROD_INLINE V log(Number x) { return log_nonnegative<Real>(x.f); }
 
-  template <int N, class Use>
-  static SUMPROD_INLINE void block(const Real* rows, int64_t row, const Real* in, int64_t states, int64_t v, Use& use) {
+  // Not inlined: what surrounds it (an exponential's constants, above all) would take registers
+  // from the accumulators, which then spill in the innermost loop.
+  template <int N>
+  static SUMPROD_NOINLINE void accumulate(const Real* rows, int64_t row, const Real* in, int64_t states, Real* out) {
     V sum[N];
     SUMPROD_UNROLL
     for (int k = 0; k < N; ++k) sum[k] = V{};
@@ -200,7 +202,15 @@ struct Linear {
       for (int k = 0; k < N; ++k) sum[k] += m * Layout::weight(rows, k);
     }
     SUMPROD_UNROLL
-    for (int k = 0; k < N; ++k) use(v + k, Number{sum[k]});
+    for (int k = 0; k < N; ++k) store(out + k * W, sum[k]);
+  }
+
+  template <int N, class Use>
+  static SUMPROD_INLINE void block(const Real* rows, int64_t row, const Real* in, int64_t states, int64_t v, Use& use) {
+    alignas(64) Real sum[N * W];
+    accumulate<N>(rows, row, in, states, sum);
+    SUMPROD_UNROLL
+    for (int k = 0; k < N; ++k) use(v + k, Number{load(sum + k * W)});
   }
 
   // use(v, sum_i in[i] * weight[i][v]) for every vector v of the next message.
@@ -358,8 +368,8 @@ struct MaxPlus {
   struct Scale {};
   static SUMPROD_INLINE Number exp(V x) { return {x}; }
 
-  template <int N, class Use>
-  static SUMPROD_INLINE void block(const Real* rows, int64_t row, const Real* in, int64_t states, int64_t v, Use& use) {
+  template <int N>
+  static SUMPROD_NOINLINE void accumulate(const Real* rows, int64_t row, const Real* in, int64_t states, Real* out) {
     const V one = opaque_one<Real>();
     V best[N];
     SUMPROD_UNROLL
@@ -370,7 +380,15 @@ struct MaxPlus {
       for (int k = 0; k < N; ++k) best[k] = max_fast(add_beside_max(m, Layout::weight(rows, k), one), best[k]);
     }
     SUMPROD_UNROLL
-    for (int k = 0; k < N; ++k) use(v + k, best[k]);
+    for (int k = 0; k < N; ++k) store(out + k * W, best[k]);
+  }
+
+  template <int N, class Use>
+  static SUMPROD_INLINE void block(const Real* rows, int64_t row, const Real* in, int64_t states, int64_t v, Use& use) {
+    alignas(64) Real best[N * W];
+    accumulate<N>(rows, row, in, states, best);
+    SUMPROD_UNROLL
+    for (int k = 0; k < N; ++k) use(v + k, load(best + k * W));
   }
 
   // use(v, max_i in[i] + weight[i][v]) for every vector v of the next message.

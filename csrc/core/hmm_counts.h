@@ -112,7 +112,7 @@ class TransitionCounts {
     }
   }
 
-  void product(int64_t j, int64_t v) {
+  SUMPROD_NOINLINE void product(int64_t j, int64_t v) {
     const Real* to = to_ + j * kChunk * Layout::kMessage;
     const Real* from = from_ + v * kChunk * W;
     V sum[kRows][kColumns];

@@ -189,8 +189,10 @@ class Pass {
     if constexpr (!Arithmetic::kExtended) {
       Mask low = weights.lowest < Trust<Real>::kSparse ? ~Mask{} : Mask{};
       for (int64_t v = 0; v < vectors_; ++v) {
-        const V x = load(message + v * W) * scale.factor;
-        low |= (x < floor_) & (load(positive + v * W) > Real(0)) & (load(e + v * W) > -kInfinity<Real>);
+        // The next step multiplies the stored value and rescales after: both must stay above.
+        const V x = load(message + v * W), scaled = x * scale.factor;
+        low |= ((x < floor_) | (scaled < floor_)) & (load(positive + v * W) > Real(0)) &
+               (load(e + v * W) > -kInfinity<Real>);
       }
       redo_ |= Layout::any_over_states(low) & where;
     }

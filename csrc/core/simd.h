@@ -19,6 +19,7 @@
 #endif
 
 #define SUMPROD_INLINE inline __attribute__((always_inline))
+#define SUMPROD_NOINLINE __attribute__((noinline))
 #define SUMPROD_INLINE_LAMBDA __attribute__((always_inline))
 
 // Loops over a block of accumulators must unroll entirely, or the accumulators live in memory.
