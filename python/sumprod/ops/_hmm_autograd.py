@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sumprod._native import ops as native
+from sumprod.ops._hmm_arguments import canonical
+
 Formula = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
@@ -50,3 +53,18 @@ class CompositeBackward(torch.autograd.Function):
         *inputs, lengths = ctx.saved_tensors
         grads = composite_gradient(ctx.formula, grad, tuple(inputs), lengths, torch.is_grad_enabled())
         return None, None, *grads, None
+
+
+def posterior(
+    op: str, formula: Formula, initial: Tensor, transition: Tensor, emission: Tensor, lengths: object
+) -> Tensor:
+    """Calls the native operator `op`, differentiable through its composite `formula`."""
+    arguments = canonical(op, initial, transition, emission, lengths)
+    kernel = getattr(native, op)
+    if not arguments.wants_grad:
+        result = kernel(*arguments.potentials)
+    elif torch.compiler.is_compiling():
+        result = formula(*arguments.potentials)  # its graph is differentiable as it is
+    else:
+        result = CompositeBackward.apply(kernel, formula, *arguments.potentials)  # type: ignore[no-untyped-call]
+    return arguments.restore(result)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from sumprod._native import ops as native
 from sumprod.ops import _hmm_composite as composite
-from sumprod.ops._hmm_arguments import canonical, register_rules
-from sumprod.ops._hmm_autograd import CompositeBackward
+from sumprod.ops._hmm_arguments import register_rules
+from sumprod.ops._hmm_autograd import posterior
 
 __all__ = ["hmm_marginals"]
 
@@ -49,14 +47,7 @@ def hmm_marginals(
         >>> [round(p, 4) for p in marginals.exp()[:, 0].tolist()]
         [0.8765, 0.6229, 0.2121]
     """
-    arguments = canonical("hmm_marginals", initial, transition, emission, lengths)
-    if arguments.wants_grad and torch.compiler.is_compiling():
-        result = composite.marginals(*arguments.potentials)  # its graph is differentiable as it is
-    elif arguments.wants_grad:
-        result = CompositeBackward.apply(native.hmm_marginals, composite.marginals, *arguments.potentials)  # type: ignore[no-untyped-call]
-    else:
-        result = native.hmm_marginals(*arguments.potentials)
-    return arguments.restore(result)
+    return posterior("hmm_marginals", composite.marginals, initial, transition, emission, lengths)
 
 
 def _fake(initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None) -> Tensor:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from sumprod._native import ops as native
 from sumprod.ops import _hmm_composite as composite
-from sumprod.ops._hmm_arguments import canonical, register_rules
-from sumprod.ops._hmm_autograd import CompositeBackward
+from sumprod.ops._hmm_arguments import register_rules
+from sumprod.ops._hmm_autograd import posterior
 
 __all__ = ["hmm_pairwise"]
 
@@ -49,14 +47,7 @@ def hmm_pairwise(
         >>> pairwise.shape, [round(total, 4) for total in pairwise.exp().sum((1, 2)).tolist()]
         (torch.Size([2, 2, 2]), [1.0, 1.0])
     """
-    arguments = canonical("hmm_pairwise", initial, transition, emission, lengths)
-    if arguments.wants_grad and torch.compiler.is_compiling():
-        result = composite.pairwise(*arguments.potentials)  # its graph is differentiable as it is
-    elif arguments.wants_grad:
-        result = CompositeBackward.apply(native.hmm_pairwise, composite.pairwise, *arguments.potentials)  # type: ignore[no-untyped-call]
-    else:
-        result = native.hmm_pairwise(*arguments.potentials)
-    return arguments.restore(result)
+    return posterior("hmm_pairwise", composite.pairwise, initial, transition, emission, lengths)
 
 
 def _fake(initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None) -> Tensor:
