@@ -21,38 +21,67 @@ Init = torch.Tensor | float | Callable[[], torch.Tensor | float]
 Transformation = Callable[[torch.Tensor], torch.Tensor]
 
 
+class Identity:
+    """Which parameter a leaf belongs to. Assigning `store[name] = value` replaces the leaf and keeps this."""
+
+    __slots__ = ("__weakref__",)
+
+
 class LeafReference(weakref.ref):  # type: ignore[type-arg]
     """What a parameter's value carries as `.unconstrained`: call it for the leaf; None once that is gone.
 
     Tensors are pickled with their attributes, and weak references cannot be: this one becomes dead instead.
     """
 
-    __slots__ = ()
+    __slots__ = ("identity",)
+
+    identity: Identity
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _dead_reference, ()
 
 
 def _dead_reference() -> LeafReference:
-    return LeafReference(torch.empty(0))
+    reference = LeafReference(torch.empty(0))
+    reference.identity = Identity()
+    return reference
 
 
 # Without this, torch.load would refuse a file with a parameter's value under weights_only=True.
 torch.serialization.add_safe_globals([_dead_reference])
 
 
+def _reference_of(leaf: torch.Tensor) -> LeafReference | None:
+    reference = getattr(leaf, "unconstrained", None)
+    return reference if isinstance(reference, LeafReference) and reference() is leaf else None
+
+
+def identity_of(leaf: torch.Tensor) -> Identity | None:
+    """The parameter that `leaf` belongs to, or None when it never was in a store."""
+    reference = _reference_of(leaf)
+    return None if reference is None else reference.identity
+
+
 class Entry:
-    """A parameter in the store. `transform` is None where value and leaf are the same tensor."""
+    """A parameter in the store. `transform` is None where value and leaf are the same tensor.
+
+    `successor_of` is the entry that this one replaces under the same name, if there is one.
+    """
 
     __slots__ = ("constraint", "leaf", "reference", "transform")
 
-    def __init__(self, leaf: torch.Tensor, constraint: Constraint) -> None:
+    reference: LeafReference
+
+    def __init__(self, leaf: torch.Tensor, constraint: Constraint, successor_of: Entry | None = None) -> None:
         self.leaf = leaf
         self.constraint = constraint
         self.transform = _transformation(constraint)
-        self.reference = LeafReference(leaf)
-        if self.transform is None:
-            leaf.unconstrained = self.reference  # type: ignore[attr-defined]
+        reference = _reference_of(leaf)
+        if reference is None:
+            reference = LeafReference(leaf)
+            reference.identity = Identity() if successor_of is None else successor_of.reference.identity
+            leaf.unconstrained = reference  # type: ignore[attr-defined]
+        self.reference = reference
 
     def value(self) -> torch.Tensor:
         """The constrained value, with `.unconstrained()`."""

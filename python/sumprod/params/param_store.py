@@ -115,7 +115,7 @@ class ParamStoreDict:
         with self._lock:
             old = self._entries.get(name)
             constraint = constraints.real if old is None else old.constraint
-            self._put(name, Entry(make_leaf(name, new_constrained_value, constraint), constraint))
+            self._put(name, Entry(make_leaf(name, new_constrained_value, constraint), constraint, old))
 
     def __delitem__(self, name: str) -> None:
         with self._lock:
@@ -254,7 +254,8 @@ class ParamStoreDict:
         for name, leaf in state["params"].items():
             if not (leaf.is_leaf and leaf.requires_grad):
                 leaf = leaf.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-            entries[name] = Entry(leaf, constraint_codec.canonical(state["constraints"][name]))
+            constraint = constraint_codec.canonical(state["constraints"][name])
+            entries[name] = Entry(leaf, constraint, self._entries.get(name))
         with self._lock:
             for name in entries.keys() - self._entries.keys():
                 self._check_not_frozen(name)
