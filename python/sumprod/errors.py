@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["SupportError"]
+from typing import Any
+
+__all__ = ["SupportError", "add_detail", "describe_site"]
 
 
 class SupportError(ValueError):
@@ -21,3 +23,37 @@ class SupportError(ValueError):
 
     def __reduce__(self) -> tuple[type[SupportError], tuple[str, int | tuple[int, ...], int]]:
         return type(self), (str(self), self.batch_index, self.time)
+
+
+def add_detail(error: BaseException, text: str) -> None:
+    """Append lines to the text of an error, which stays the same object of the same class.
+
+    An error whose text is not its only argument gets a note (`__notes__`) instead: its class may
+    give its arguments another meaning.
+    """
+    plain = type(error).__str__ in (BaseException.__str__, Exception.__str__)
+    if plain and len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{text}",)
+    else:
+        notes: list[str] = getattr(error, "__notes__", [])
+        error.__notes__ = [*notes, text]  # type: ignore[attr-defined]
+
+
+def describe_site(error: BaseException, site: Any) -> None:
+    """Say at which site an error arose, and in which plates, unless an inner site has said so.
+
+    Sets `error.site` (name) and `error.plates` (frames, outermost first).
+    """
+    name = site["name"]
+    if name is None or hasattr(error, "site"):
+        return
+    error.site = name  # type: ignore[attr-defined]
+    error.plates = site["cond_indep_stack"]  # type: ignore[attr-defined]
+    where = "".join(f", in plate '{frame.name}' ({_extent(frame)})" for frame in site["cond_indep_stack"])
+    add_detail(error, f"at {site['type']} site '{name}'{where}")
+
+
+def _extent(frame: Any) -> str:
+    if frame.dim is None:
+        return f"sequential, step {frame.counter} of {frame.size}"
+    return f"dim={frame.dim}, size={'unknown' if frame.size == -1 else frame.size}"

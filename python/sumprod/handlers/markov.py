@@ -1,0 +1,109 @@
+"""Mark which earlier sites a site may depend on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from sumprod.handlers.messenger import ReentrantMessenger
+from sumprod.handlers.util import site_is_subsample
+
+
+class MarkovMessenger(ReentrantMessenger):
+    """Contexts along a chain or a tree, of which each sees only the last few.
+
+    A site may depend on sites of its own context and of the `history` contexts around it, and on sites
+    outside all contexts. Enumeration may then use tensor dims again further along the chain.
+
+    Sites get `infer["_markov_scope"]`, a counter of the visible sites' names, and
+    `infer["_markov_depth"]`, in how many markov handlers they are.
+
+    Args:
+        history: how many earlier contexts are visible, at least 0.
+        keep: let a context that opens where another has closed see that one, as siblings in a tree do.
+    """
+
+    def __init__(self, history: int = 1, keep: bool = False, name: str | None = None) -> None:
+        super().__init__()
+        if not isinstance(history, int) or isinstance(history, bool) or history < 0:
+            raise ValueError(f"Expected history to be an int >= 0, got {history!r}")
+        self.history = history
+        self.keep = keep
+        self.name = name
+        self._contexts: list[dict[str, None]] = []  # names of the sites of each context
+        self._position = -1  # of the innermost open context
+        self._iterable: Iterable[Any] | None = None
+
+    def generator(self, iterable: Iterable[Any]) -> MarkovMessenger:
+        """Make this handler iterate, each step in a context inside the step before."""
+        self._iterable = iterable
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._iterable is None:
+            raise TypeError("markov without an iterable cannot be looped over: markov(range(n))")
+        with ExitStack() as contexts:
+            for value in self._iterable:
+                contexts.enter_context(self)
+                yield value
+
+    def __enter__(self) -> Any:
+        self._position += 1
+        if len(self._contexts) <= self._position:
+            self._contexts.append({})
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if not self.keep and self._contexts:
+            self._contexts.pop()
+        self._position = max(self._position - 1, -1)
+        return super().__exit__(kind, error, traceback)
+
+    def _reset(self) -> None:
+        self._contexts = []
+        self._position = -1
+        super()._reset()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or site_is_subsample(msg):
+            return
+        infer = msg["infer"]
+        scope: Counter[str] = infer.setdefault("_markov_scope", Counter())
+        for context in self._contexts[max(0, self._position - self.history) : self._position + 1]:
+            scope.update(context.keys())
+        infer["_markov_depth"] = 1 + infer.get("_markov_depth", 0)
+        self._contexts[self._position][msg["name"]] = None
+
+
+def markov(
+    fn: Callable[..., Any] | Iterable[Any] | None = None,
+    history: int = 1,
+    keep: bool = False,
+    dim: int | None = None,
+    name: str | None = None,
+) -> Any:
+    """Declare which earlier sites a site may depend on: a loop wrapper, context manager or decorator.
+
+    Args:
+        fn: what to loop over; or a (recursive) function whose calls are the contexts; or None for a
+            context manager or decorator with arguments.
+        history, keep: see `MarkovMessenger`.
+        name: names the chain in reports.
+
+    Raises:
+        NotImplementedError: `dim` was given.
+        ValueError: history is not an int >= 0.
+    """
+    if dim is not None:
+        raise NotImplementedError("markov(dim=...) is not implemented: leave dim out")
+    messenger = MarkovMessenger(history=history, keep=keep, name=name)
+    if fn is None:
+        return messenger
+    if not callable(fn):
+        return messenger.generator(iterable=fn)
+    return messenger(fn)
