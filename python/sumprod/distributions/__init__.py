@@ -1,0 +1,19 @@
+"""Distributions: torch's with `to_event`, `mask` and `expand_by`, and our own."""
+
+from torch.distributions import biject_to, constraint_registry, constraints, kl_divergence, register_kl
+from torch.distributions import transform_to, transforms
+
+from sumprod.distributions import torch as _torch
+from sumprod.distributions.delta import Delta
+from sumprod.distributions.distribution import Distribution
+from sumprod.distributions.score_parts import ScoreParts
+from sumprod.distributions.torch import *  # noqa: F403
+from sumprod.distributions.torch_distribution import (
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    TorchDistribution,
+    TorchDistributionMixin,
+)
+from sumprod.distributions.unit import Unit
+from sumprod.distributions.util import enable_validation, is_validation_enabled, validation_enabled
