@@ -262,6 +262,10 @@ def module(name: str, nn_module: torch.nn.Module, update_module_params: bool = F
             f"module('{name}', ...) got the class {nn_module.__name__} instead of an instance: construct it"
             " first"
         )
+    if "$$$" in name:
+        raise ValueError(
+            f"Expected a module name without '$$$', which divides it from the parameter's: {name!r}"
+        )
     found: dict[int, torch.Tensor] = {}  # by identity of the module's parameter: tied ones map to one leaf
     for local_name, parameter in nn_module.named_parameters():
         if parameter.requires_grad:
@@ -274,9 +278,9 @@ def module(name: str, nn_module: torch.nn.Module, update_module_params: bool = F
             )
     if update_module_params:
         for part in nn_module.modules():
-            for key, parameter in part._parameters.items():
-                value: Any = found.get(id(parameter))
-                if value is not None and value is not parameter:
+            for key, held in part._parameters.items():
+                value: Any = found.get(id(held))
+                if value is not None and value is not held:
                     # Not an nn.Parameter: that would be a new leaf without history.
                     part._parameters[key] = value
     return nn_module

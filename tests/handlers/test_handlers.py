@@ -330,7 +330,9 @@ def test_queue_edges():
     queue = Queue()
     queue.put(Trace())
     with pytest.raises(ValueError, match=r"max tries \(2\) exceeded"):
-        handlers.queue(discrete_model, queue, max_tries=2, escape_fn=lambda trace, site: True)()
+        handlers.queue(
+            lambda: [discrete_model(), model(), sumprod.sample("c", Bernoulli(0.5))], queue, max_tries=2
+        )()
     queue = Queue()
     queue.put(Trace())
     run = handlers.queue(discrete_model, queue, escape_fn=all_escape, extend_fn=mc_extend, num_samples=4)

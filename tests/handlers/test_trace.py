@@ -302,9 +302,10 @@ def test_same_sizes_in_the_table_as_the_peer():
 
 def test_symbols_and_packing():
     def program():
-        with sumprod.plate("a", 2), sumprod.plate("b", 3):
+        a, b = sumprod.plate("a", 2), sumprod.plate("b", 3, dim=-2)
+        with a, b:
             sumprod.sample("x", Normal(torch.zeros(2), 1.0))
-        with sumprod.plate("b", 3):
+        with b:
             sumprod.sample("y", Normal(0.0, 1.0))
 
     trace = handlers.trace(program).get_trace()

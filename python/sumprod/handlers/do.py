@@ -32,10 +32,10 @@ class DoMessenger(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         value = self.data.get(msg["name"])
-        intervener = msg.get("_intervener")
-        if value is None or intervener is self:
+        interveners = msg.get("_interveners", ())
+        if value is None or self in interveners:
             return
-        if intervener is not None:
+        if interveners:
             warnings.warn(
                 f"Attempting to intervene on variable '{msg['name']}' multiple times, this is almost"
                 " certainly incorrect behavior",
@@ -58,7 +58,7 @@ class DoMessenger(Messenger):
             infer=dict(msg["infer"]),
         )
         # Plates, scales and masks meet the twin anew on its own way through the stack.
-        twin["_intervener"] = self
+        twin["_interveners"] = (*interveners, self)
         apply_stack(twin)
         msg["name"] = f"{msg['name']}__CF"
         msg["value"] = value

@@ -26,7 +26,7 @@ def shape_table(nodes: Mapping[str, Any], title: str, last_site: str | None = No
     ]
     samples = [row for name, site in sites if site["type"] == "sample" for row in _sample_rows(name, site)]
     rows = params + samples
-    label = max([len("Param Sites:"), *(len(row.label) for row in rows)])
+    label = max([len("Sample Sites:"), *(len(row.label) for row in rows)])
     columns = max([0, *(len(row.batch) for row in rows)])
     width = max([1, *(len(size) for row in rows for size in row.batch)])
     lines = [title, "Param Sites:".rjust(label)]
