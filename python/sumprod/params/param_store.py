@@ -7,14 +7,12 @@ and reach u by `x.unconstrained()`. For the constraint `real`, x is the leaf its
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
 import threading
 import warnings
-from collections.abc import Callable, ItemsView, Iterator, KeysView
+from collections.abc import ItemsView, Iterator, KeysView
 from contextlib import contextmanager
-from typing import IO, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 import torch.distributed
@@ -23,6 +21,7 @@ from torch.distributions.constraints import Constraint
 
 from sumprod.params import constraint_codec
 from sumprod.params._entry import Entry, Init, make_leaf
+from sumprod.params._files import File, MapLocation, load_file
 from sumprod.params._names import (
     module_from_param_with_module_name,
     normalize_param_name,
@@ -41,8 +40,6 @@ __all__ = [
     "param_with_module_name",
     "user_param_name",
 ]
-
-File = str | os.PathLike[str] | IO[bytes]
 
 _FORMAT = "sumprod.params.1"
 
@@ -321,7 +318,7 @@ class ParamStoreDict:
     def load(
         self,
         filename: File,
-        map_location: Callable[[Any, str], Any] | torch.device | str | dict[str, str] | None = None,
+        map_location: MapLocation = None,
         *,
         allow_pickle: bool = False,
     ) -> None:
@@ -331,13 +328,7 @@ class ParamStoreDict:
         Unpickling can run any code: allow it only for files that you trust. Raises ValueError for a file that
         needs it, or that holds something else.
         """
-        try:
-            content = torch.load(filename, map_location=map_location, weights_only=not allow_pickle)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{filename!r} holds pickled objects, e.g. the constraints in a file that Pyro wrote; if you "
-                "trust it, read it with load(filename, allow_pickle=True)"
-            ) from error
+        content = load_file(filename, map_location, allow_pickle)
         if isinstance(content, dict) and content.get("format") == _FORMAT:
             read = {
                 name: value if isinstance(value, Constraint) else constraint_codec.decode(value)

@@ -1,0 +1,110 @@
+"""Adam with clipped gradients and a decaying learning rate, as a torch optimiser."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch.optim import Optimizer
+
+from sumprod.optim._foreach import Closure, evaluate, with_gradients
+
+__all__ = ["ClippedAdam"]
+
+
+class ClippedAdam(Optimizer):
+    """Adam that clamps each gradient element to +-clip_norm and multiplies the learning rate by lrd per step.
+
+    In step t of a parameter p, elementwise,
+
+        g  <-  clamp(grad, -clip_norm, clip_norm) + weight_decay p
+        m  <-  b1 m + (1 - b1) g,      v  <-  b2 v + (1 - b2) g^2
+        p  <-  p - lr lrd^t sqrt(1 - b2^t) / (1 - b1^t)  m / (sqrt(v) + eps)
+
+    With `centered_variance` the root is that of v - m^2. `params` are tensors or parameter groups. The
+    clamped gradient is a temporary: `p.grad` stays as it is. Each parameter counts its own steps and keeps
+    its own decay, so parameters that appear late start with the full learning rate.
+
+    Raises ValueError for options out of range, NotImplementedError for sparse gradients.
+
+    Kingma and Ba (2015), "Adam: A Method for Stochastic Optimization", section 2 (the form with the
+    corrections moved into the step size), https://arxiv.org/abs/1412.6980.
+    """
+
+    separable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        clip_norm: float = 10.0,
+        lrd: float = 1.0,
+        centered_variance: bool = False,
+    ) -> None:
+        for name, value in (
+            ("lr", lr),
+            ("eps", eps),
+            ("weight_decay", weight_decay),
+            ("clip_norm", clip_norm),
+        ):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
+            raise ValueError(f"betas must be at least 0 and below 1, got {betas}")
+        if not lrd > 0:
+            raise ValueError(f"lrd must be above 0, got {lrd}")
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "clip_norm": clip_norm,
+            "lrd": lrd,
+            "centered_variance": centered_variance,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Closure = None) -> Any:  # type: ignore[override, unused-ignore]
+        """One step for all parameters with a gradient; returns what `closure` returns, if it is given."""
+        loss = evaluate(closure)
+        for group in self.param_groups:
+            leaves, grads = with_gradients(group["params"], type(self).__name__)
+            if leaves:
+                self._step(leaves, grads, group)
+        return loss
+
+    def _step(self, leaves: list[torch.Tensor], grads: list[torch.Tensor], group: dict[str, Any]) -> None:
+        b1, b2 = group["betas"]
+        means, squares, factors = [], [], []
+        for leaf in leaves:
+            state = self.state[leaf]
+            if "step" not in state:
+                state["step"] = 0
+                state["exp_avg"] = torch.zeros_like(leaf, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(leaf, memory_format=torch.preserve_format)
+            state["step"] += 1
+            # A file by Pyro has no such entry: there the learning rate of the group has decayed.
+            state["decay"] = state.get("decay", 1.0) * group["lrd"]
+            correction = math.sqrt(1 - b2 ** state["step"]) / (1 - b1 ** state["step"])
+            factors.append(-group["lr"] * state["decay"] * correction)
+            means.append(state["exp_avg"])
+            squares.append(state["exp_avg_sq"])
+        clipped = torch._foreach_clamp_min(grads, -group["clip_norm"])
+        torch._foreach_clamp_max_(clipped, group["clip_norm"])
+        if group["weight_decay"] != 0:
+            torch._foreach_add_(clipped, leaves, alpha=group["weight_decay"])
+        torch._foreach_mul_(means, b1)
+        torch._foreach_add_(means, clipped, alpha=1 - b1)
+        torch._foreach_mul_(squares, b2)
+        torch._foreach_addcmul_(squares, clipped, clipped, value=1 - b2)
+        if group["centered_variance"]:
+            roots = torch._foreach_sqrt(torch._foreach_addcmul(squares, means, means, value=-1.0))
+        else:
+            roots = torch._foreach_sqrt(squares)
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_addcdiv_(leaves, means, roots, factors)
