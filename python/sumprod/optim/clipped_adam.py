@@ -22,7 +22,7 @@ class ClippedAdam(Optimizer):
         m  <-  b1 m + (1 - b1) g,      v  <-  b2 v + (1 - b2) g^2
         p  <-  p - lr lrd^t sqrt(1 - b2^t) / (1 - b1^t)  m / (sqrt(v) + eps)
 
-    With `centered_variance` the root is that of v - m^2. `params` are tensors or parameter groups. The
+    With `centered_variance`, v averages (g - m)^2 with the new m instead of g^2. `params` are tensors or parameter groups. The
     clamped gradient is a temporary: `p.grad` stays as it is. Each parameter counts its own steps and keeps
     its own decay, so parameters that appear late start with the full learning rate.
 
@@ -79,9 +79,9 @@ class ClippedAdam(Optimizer):
         return loss
 
     def _step(self, leaves: list[torch.Tensor], grads: list[torch.Tensor], group: dict[str, Any]) -> None:
-        b1, b2 = group["betas"]
-        means, squares, factors = [], [], []
-        for leaf in leaves:
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        states = []
+        for index, leaf in enumerate(leaves):
             state = self.state[leaf]
             if "step" not in state:
                 state["step"] = 0
@@ -90,21 +90,71 @@ class ClippedAdam(Optimizer):
             state["step"] += 1
             # A file by Pyro has no such entry: there the learning rate of the group has decayed.
             state["decay"] = state.get("decay", 1.0) * group["lrd"]
-            correction = math.sqrt(1 - b2 ** state["step"]) / (1 - b1 ** state["step"])
-            factors.append(-group["lr"] * state["decay"] * correction)
-            means.append(state["exp_avg"])
-            squares.append(state["exp_avg_sq"])
+            states.append(state)
+            alike.setdefault((state["step"], state["decay"], leaf.dtype, leaf.device), []).append(index)
         clipped = torch._foreach_clamp_min(grads, -group["clip_norm"])
         torch._foreach_clamp_max_(clipped, group["clip_norm"])
-        if group["weight_decay"] != 0:
-            torch._foreach_add_(clipped, leaves, alpha=group["weight_decay"])
-        torch._foreach_mul_(means, b1)
-        torch._foreach_add_(means, clipped, alpha=1 - b1)
-        torch._foreach_mul_(squares, b2)
-        torch._foreach_addcmul_(squares, clipped, clipped, value=1 - b2)
-        if group["centered_variance"]:
-            roots = torch._foreach_sqrt(torch._foreach_addcmul(squares, means, means, value=-1.0))
-        else:
-            roots = torch._foreach_sqrt(squares)
-        torch._foreach_add_(roots, group["eps"])
-        torch._foreach_addcdiv_(leaves, means, roots, factors)
+        for (step, decay, dtype, device), chosen in alike.items():
+            lists = (
+                [leaves[index] for index in chosen],
+                [clipped[index] for index in chosen],
+                [states[index]["exp_avg"] for index in chosen],
+                [states[index]["exp_avg_sq"] for index in chosen],
+            )
+            fused = device.type in ("cpu", "cuda") and dtype in (torch.float32, torch.float64)
+            update = _update_fused if fused and not group["centered_variance"] else _update
+            update(*lists, step, group["lr"] * decay, group)
+
+
+Tensors = list[torch.Tensor]
+
+
+def _update_fused(
+    leaves: Tensors,
+    grads: Tensors,
+    means: Tensors,
+    squares: Tensors,
+    step: int,
+    lr: float,
+    group: dict[str, Any],
+) -> None:
+    """Torch's fused Adam, which divides by sqrt(v / (1 - b2^t)) + eps: eps must be scaled to mean ours."""
+    b1, b2 = group["betas"]
+    torch._fused_adam_(
+        leaves,
+        grads,
+        means,
+        squares,
+        [],
+        [torch.tensor(float(step), device=leaves[0].device)] * len(leaves),
+        lr=lr,
+        beta1=b1,
+        beta2=b2,
+        weight_decay=group["weight_decay"],
+        eps=group["eps"] / math.sqrt(1 - b2**step),
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def _update(
+    leaves: Tensors,
+    grads: Tensors,
+    means: Tensors,
+    squares: Tensors,
+    step: int,
+    lr: float,
+    group: dict[str, Any],
+) -> None:
+    b1, b2 = group["betas"]
+    if group["weight_decay"] != 0:
+        torch._foreach_add_(grads, leaves, alpha=group["weight_decay"])
+    torch._foreach_mul_(means, b1)
+    torch._foreach_add_(means, grads, alpha=1 - b1)
+    if group["centered_variance"]:
+        torch._foreach_sub_(grads, means)
+    torch._foreach_mul_(squares, b2)
+    torch._foreach_addcmul_(squares, grads, grads, value=1 - b2)
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_add_(roots, group["eps"])
+    torch._foreach_addcdiv_(leaves, means, roots, value=-lr * math.sqrt(1 - b2**step) / (1 - b1**step))
