@@ -6,6 +6,7 @@ from torch.distributions import transform_to, transforms
 from sumprod.distributions import torch as _torch
 from sumprod.distributions.delta import Delta
 from sumprod.distributions.distribution import Distribution
+from sumprod.distributions.hmm import DiscreteHMM
 from sumprod.distributions.score_parts import ScoreParts
 from sumprod.distributions.torch import *  # noqa: F403
 from sumprod.distributions.torch_distribution import (
