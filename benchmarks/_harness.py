@@ -189,8 +189,11 @@ def spread(values: Sequence[float]) -> float:
 class Bench:
     """Collects the cases of one program, prints its table and counts the targets."""
 
-    def __init__(self, title: str, description: str, packages: Sequence[str] = ()) -> None:
-        self.options = parse_options(description)
+    def __init__(
+        self, title: str, description: str, packages: Sequence[str] = (), *, threads: int | None = None
+    ) -> None:
+        """`threads` is how many everybody gets unless the command line says otherwise (default: all)."""
+        self.options = parse_options(description, threads=threads)
         self.title, self.description, self.packages = title, description, packages
         limit_threads(self.options.threads)
         torch.manual_seed(0)

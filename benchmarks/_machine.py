@@ -27,11 +27,13 @@ class Options:
     only: str
 
 
-def parse_options(description: str, argv: Sequence[str] | None = None) -> Options:
-    """Read the options that every benchmark understands."""
+def parse_options(
+    description: str, argv: Sequence[str] | None = None, *, threads: int | None = None
+) -> Options:
+    """Read the options that every benchmark understands; `threads` is the default (all processors)."""
     parser = argparse.ArgumentParser(description=description.strip().splitlines()[0])
     available = len(_processors())
-    parser.add_argument("--threads", type=int, default=available, help="processors everybody may use")
+    parser.add_argument("--threads", type=int, default=threads or available, help="processors for everybody")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, heavy cases left out")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a target is missed")
     parser.add_argument("--budget", type=float, help="seconds of timing per case (default 6, quick 1)")
