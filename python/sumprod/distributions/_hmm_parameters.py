@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sumprod import ops
+from sumprod.distributions.util import broadcast_shape
 
 __all__ = ["as_lengths", "broadcast", "broadcast_batches", "check_states", "known_steps", "normalized"]
 
@@ -16,7 +17,7 @@ __all__ = ["as_lengths", "broadcast", "broadcast_batches", "check_states", "know
 def normalized(logits: Tensor) -> Tensor:
     """log softmax over the last dim; a row of -inf stays a row of -inf."""
     total = ops.logsumexp(logits, -1, keepdim=True)
-    return logits - total.masked_fill(total == -torch.inf, 0.0)
+    return logits - total.clamp(min=torch.finfo(total.dtype).min)
 
 
 def as_lengths(lengths: Tensor | Sequence[int], device: torch.device) -> Tensor:
@@ -61,11 +62,14 @@ def check_states(initial: Tensor, transition: Tensor, observation_dist: Any) -> 
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size | None:
     """The common shape, or None."""
-    try:
-        result: torch.Size = torch.broadcast_shapes(*shapes)
-    except RuntimeError:
-        return None
-    return result
+    result = shapes[0]
+    for shape in shapes[1:]:
+        if shape != result and len(shape):
+            try:
+                result = broadcast_shape(result, shape) if len(result) else shape
+            except ValueError:
+                return None
+    return torch.Size(result)
 
 
 def broadcast_batches(

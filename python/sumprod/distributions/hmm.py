@@ -299,11 +299,12 @@ class DiscreteHMM(TorchDistribution):
             )
         initial, transition = self._first_emitter()
         emission = self._emission(value, real)
-        core = full
-        if not copies:
-            core = torch.broadcast_shapes(
-                emission.shape[:-2], initial.shape[:-1], transition.shape[:-3], size
-            )
+        core = (
+            None
+            if copies
+            else broadcast(emission.shape[:-2], initial.shape[:-1], transition.shape[:-3], size)
+        )
+        core = full if core is None else core
         emission = emission.expand(*core, emission.shape[-2], self.transition_logits.shape[-1])
         return _Potentials(initial, transition, emission, None if real is None else real.expand(core), full)
 
