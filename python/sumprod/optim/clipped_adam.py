@@ -22,9 +22,9 @@ class ClippedAdam(Optimizer):
         m  <-  b1 m + (1 - b1) g,      v  <-  b2 v + (1 - b2) g^2
         p  <-  p - lr lrd^t sqrt(1 - b2^t) / (1 - b1^t)  m / (sqrt(v) + eps)
 
-    With `centered_variance`, v averages (g - m)^2 with the new m instead of g^2. `params` are tensors or parameter groups. The
-    clamped gradient is a temporary: `p.grad` stays as it is. Each parameter counts its own steps and keeps
-    its own decay, so parameters that appear late start with the full learning rate.
+    With `centered_variance`, v averages (g - m)^2 with the new m instead of g^2. `params` are tensors or
+    parameter groups. The clamped gradient is a temporary: `p.grad` stays as it is. Each parameter counts its
+    own steps and keeps its own decay, so parameters that appear late start with the full learning rate.
 
     Raises ValueError for options out of range, NotImplementedError for sparse gradients.
 
