@@ -99,8 +99,8 @@ def save_visualization(trace: Trace, graph_output: str | os.PathLike[str]) -> No
     program = shutil.which("dot")
     if program is None:
         raise RuntimeError(
-            f"Graphviz's program dot is not installed, so {path}.pdf cannot be drawn; give a path that ends in "
-            ".dot to get the graph as text"
+            f"Graphviz's program dot is not installed, so {path}.pdf cannot be drawn; give a path that ends "
+            "in .dot to get the graph as text"
         )
     subprocess.run([program, "-Tpdf", "-o", f"{path}.pdf"], input=text.encode(), check=True)
 
