@@ -4,6 +4,7 @@ from torch.distributions import biject_to, constraint_registry, constraints, kl_
 from torch.distributions import transform_to, transforms
 
 from sumprod.distributions import torch as _torch
+from sumprod.distributions.conjugate import BetaBinomial, DirichletMultinomial, GammaPoisson
 from sumprod.distributions.delta import Delta
 from sumprod.distributions.distribution import Distribution
 from sumprod.distributions.hmm import DiscreteHMM
@@ -18,3 +19,8 @@ from sumprod.distributions.torch_distribution import (
 )
 from sumprod.distributions.unit import Unit
 from sumprod.distributions.util import enable_validation, is_validation_enabled, validation_enabled
+from sumprod.distributions.zero_inflated import (
+    ZeroInflatedDistribution,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+)
