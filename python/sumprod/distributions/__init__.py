@@ -8,6 +8,11 @@ from sumprod.distributions.conjugate import BetaBinomial, DirichletMultinomial, 
 from sumprod.distributions.delta import Delta
 from sumprod.distributions.distribution import Distribution
 from sumprod.distributions.hmm import DiscreteHMM
+from sumprod.distributions.mixture import MaskedMixture
+from sumprod.distributions.relaxed_straight_through import (
+    RelaxedBernoulliStraightThrough,
+    RelaxedOneHotCategoricalStraightThrough,
+)
 from sumprod.distributions.score_parts import ScoreParts
 from sumprod.distributions.torch import *  # noqa: F403
 from sumprod.distributions.torch_distribution import (
