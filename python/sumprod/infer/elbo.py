@@ -246,8 +246,11 @@ class ELBO(metaclass=ABCMeta):
             try:
                 with watch, plate(PARTICLE_PLATE, self.num_particles, dim=-int(self.max_plate_nesting)):
                     return fn(*args, **kwargs)
-            except (RuntimeError, IndexError, TypeError) as error:
-                if watch.name is not None and self._explain_particles(watch) not in str(error):
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
+                # Of the ValueErrors, only torch's about tensors that are no scalars has this cause.
+                if watch.name is not None and (
+                    not isinstance(error, ValueError) or "one element" in str(error)
+                ):
                     add_detail(error, self._explain_particles(watch))
                 raise
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sumprod import handlers
+from sumprod.handlers.messenger import Messenger
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._training import Callback, EarlyStop, Training
 from sumprod.infer.abstract_infer import TracePosterior
@@ -126,9 +127,9 @@ class SVI(TracePosterior):
         Steps the parameters that model and guide use in this call, in the order of their first use.
         Their gradients are zeros afterwards.
         """
-        with handlers.trace(param_only=True) as params:
+        with _Leaves() as seen:
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        leaves = _leaves(params)
+        leaves = list(seen.leaves.values())
         self.optim(leaves)
         zero_grads(leaves)
         value = _to_floats(loss)
@@ -244,13 +245,23 @@ class SVI(TracePosterior):
         return ax
 
 
-def _leaves(trace: Trace) -> list[torch.Tensor]:
-    """The unconstrained leaves of the param sites, each once, in the order of first use."""
-    leaves: dict[int, torch.Tensor] = {}
-    for site in trace.nodes.values():
-        leaf = site["value"].unconstrained()
-        leaves.setdefault(id(leaf), leaf)
-    return list(leaves.values())
+class _Leaves(Messenger):
+    """Collects the unconstrained leaves of the param sites, each once, in the order of first use.
+
+    It sees every message of a step, and so has no dispatch by type.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaves: dict[int, torch.Tensor] = {}
+
+    def _process_message(self, msg: Any) -> None:
+        pass
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "param":
+            leaf = msg["value"].unconstrained()
+            self.leaves[id(leaf)] = leaf
 
 
 def _to_floats(loss: Any) -> Any:
