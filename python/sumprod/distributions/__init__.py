@@ -6,9 +6,16 @@ from torch.distributions import transform_to, transforms
 from sumprod.distributions import torch as _torch
 from sumprod.distributions.conjugate import BetaBinomial, DirichletMultinomial, GammaPoisson
 from sumprod.distributions.delta import Delta
+from sumprod.distributions.diag_normal_mixture import (
+    MixtureOfDiagNormals,
+    MixtureOfDiagNormalsSharedCovariance,
+)
 from sumprod.distributions.distribution import Distribution
+from sumprod.distributions.finite_support import FiniteSupport
 from sumprod.distributions.hmm import DiscreteHMM
 from sumprod.distributions.mixture import MaskedMixture
+from sumprod.distributions.nan_masked import NanMaskedMultivariateNormal, NanMaskedNormal
+from sumprod.distributions.rejector import Rejector
 from sumprod.distributions.relaxed_straight_through import (
     RelaxedBernoulliStraightThrough,
     RelaxedOneHotCategoricalStraightThrough,
