@@ -340,20 +340,22 @@ class ParamStoreDict:
     # Distributed runs.
 
     def broadcast(self, group: torch.distributed.ProcessGroup | None = None, src: int = 0) -> None:
-        """Copies the parameters of rank `src` to all processes of `group`, in place.
+        """Copies the parameters of the process with global rank `src` to all of `group`, in place.
 
-        Raises RuntimeError when the processes do not hold the same names and shapes in the same order.
+        All processes must call it. Raises RuntimeError in all of them when they do not hold the same names
+        and shapes in the same order.
         """
         mine = [(name, tuple(entry.leaf.shape)) for name, entry in self._entries.items()]
-        theirs: list[Any] = [mine]
-        torch.distributed.broadcast_object_list(theirs, src=src, group=group)
-        if theirs[0] != mine:
-            different = sorted({name for name, _ in set(mine).symmetric_difference(theirs[0])})
-            raise RuntimeError(
-                f"the parameters of this process differ from those of rank {src} in "
-                f"{different or 'their order'}; run model and guide once with the same data shapes in every "
-                "process before broadcasting"
-            )
+        everyone: list[Any] = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(everyone, mine, group=group)
+        for rank, theirs in enumerate(everyone):
+            if theirs != everyone[0]:
+                different = sorted({name for name, _ in set(theirs).symmetric_difference(everyone[0])})
+                raise RuntimeError(
+                    f"the parameters of processes 0 and {rank} of the group differ in "
+                    f"{different or 'their order'}; run model and guide once with the same data shapes in "
+                    "every process before broadcasting"
+                )
         for entry in self._entries.values():
             torch.distributed.broadcast(entry.leaf.detach(), src=src, group=group)
 
