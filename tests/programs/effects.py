@@ -205,13 +205,14 @@ def traces_by_hand(pyro: Any) -> Outcome:
     tracer = poutine.trace(model, graph_type="dense")
     value = tracer(torch.tensor(0.5))
     trace = tracer.trace
+    edges = sorted(trace.edges)
     copy = trace.copy()
     copy.remove_node("c_1")
     only_a = trace.log_prob_sum(site_filter=lambda name, site: name == "a")
     return {
         "value": value,
         "sites": list(trace.nodes),
-        "edges": sorted(trace.edges),
+        "edges": edges,
         "after b_0": sorted(trace.successors("b_0")),
         "before c_1": sorted(trace.predecessors("c_1")),
         "order": trace.topological_sort()[-1] in trace.nodes,

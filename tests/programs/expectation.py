@@ -46,6 +46,11 @@ class Case:
             yield dict(zip(self.support, values, strict=True))
 
 
+def number(value: float) -> Tensor:
+    """A scalar tensor of the default dtype."""
+    return torch.tensor(value)
+
+
 def all_bits(*shape: int) -> list[Tensor]:
     """All tensors of zeros and ones with this shape."""
     count = int(np.prod(shape))
@@ -127,3 +132,10 @@ def quadrature_gradient(
         for name, leaf in leaves.items():
             gradients[name] += weight * leaf.grad
     return loss, gradients
+
+
+def assert_gradients_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(actual) == list(expected)
+    for name, wanted in expected.items():
+        assert actual[name].shape == wanted.shape, name
+        assert torch.allclose(actual[name], wanted, rtol=1e-9, atol=1e-9), (name, actual[name], wanted)

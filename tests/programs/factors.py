@@ -103,7 +103,7 @@ def scales_multiply(pyro: Any) -> Outcome:
 
     def model() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        with poutine.scale(scale=0.5), pyro.plate("rows", 6, subsample=[1, 3, 5]):
+        with poutine.scale(scale=0.5), pyro.plate("rows", 6, subsample=torch.tensor([1, 3, 5])):
             with poutine.scale(scale=3.0):
                 pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(3))
             with poutine.mask(mask=torch.tensor([True, False, True])):
@@ -147,7 +147,7 @@ def masked_divergences(pyro: Any) -> Outcome:
 
     def model() -> None:
         with (
-            pyro.plate("rows", 8, subsample=[0, 1, 2, 3]),
+            pyro.plate("rows", 8, subsample=torch.tensor([0, 1, 2, 3])),
             poutine.mask(mask=half),
             poutine.scale(scale=0.25),
         ):
@@ -158,7 +158,7 @@ def masked_divergences(pyro: Any) -> Outcome:
         loc = pyro.param("loc", torch.zeros(4, 2))
         scale = pyro.param("scale", torch.ones(4, 2), constraint=constraints.positive)
         with (
-            pyro.plate("rows", 8, subsample=[0, 1, 2, 3]),
+            pyro.plate("rows", 8, subsample=torch.tensor([0, 1, 2, 3])),
             poutine.mask(mask=half),
             poutine.scale(scale=0.25),
         ):

@@ -162,7 +162,7 @@ def score_parts_of_a_guide(pyro: Any) -> Outcome:
     def guide() -> None:
         loc = pyro.param("loc", torch.zeros(3))
         mask = torch.tensor([True, False, True])
-        with pyro.plate("data", 6, subsample=[0, 2, 4]), poutine.mask(mask=mask):
+        with pyro.plate("data", 6, subsample=torch.tensor([0, 2, 4])), poutine.mask(mask=mask):
             pyro.sample("pathwise", dist.Normal(loc, 1.0))
             pyro.sample("score", dist.Bernoulli(logits=loc))
             pyro.sample("forced", dist.Normal(loc, 1.0).has_rsample_(False))

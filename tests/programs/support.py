@@ -101,9 +101,9 @@ def trace_of(trace: Any) -> dict[str, Any]:
             if hasattr(node["fn"], "batch_shape") and name not in plates:
                 entry["fn"] = (tuple(node["fn"].batch_shape), tuple(node["fn"].event_shape))
             entry["log_prob"] = torch.as_tensor(node["log_prob"]).detach().clone()
-            entry["log_prob_sum"] = float(node["log_prob_sum"])
+            entry["log_prob_sum"] = torch.as_tensor(node["log_prob_sum"]).item()
         report[name] = entry
-    report["log_prob_sum"] = {"value": float(trace.log_prob_sum())}
+    report["log_prob_sum"] = {"value": torch.as_tensor(trace.log_prob_sum()).item()}
     return report
 
 
