@@ -127,7 +127,7 @@ class PyroModule(nn.Module, metaclass=_PyroModuleMeta):
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Add a child; a `PyroModule` becomes part of this tree."""
         if isinstance(module, PyroModule):
-            module._pyro_set_supermodule(_join(self._pyro_name, name), self._pyro_context)
+            module._pyro_set_supermodule(self._pyro_get_fullname(name), self._pyro_context)
         super().add_module(name, module)
 
     def _pyro_set_supermodule(self, name: str, context: Context) -> None:
@@ -136,7 +136,7 @@ class PyroModule(nn.Module, metaclass=_PyroModuleMeta):
         self.__dict__["_pyro_context"] = context
         for key, child in self._modules.items():
             if isinstance(child, PyroModule):
-                child._pyro_set_supermodule(_join(name, key), context)
+                child._pyro_set_supermodule(self._pyro_get_fullname(key), context)
 
     def _pyro_get_fullname(self, name: str) -> str:
         """The name of an attribute's site."""
@@ -236,7 +236,7 @@ class PyroModule(nn.Module, metaclass=_PyroModuleMeta):
         elif name in own.get("_pyro_params", ()) or name in own.get("_pyro_samples", ()):
             self._pyro_forget(name)
         if isinstance(value, PyroModule):
-            value._pyro_set_supermodule(_join(self._pyro_name, name), self._pyro_context)
+            value._pyro_set_supermodule(self._pyro_get_fullname(name), self._pyro_context)
         super().__setattr__(name, value)
 
     def _pyro_assign(self, name: str, value: torch.Tensor) -> None:
