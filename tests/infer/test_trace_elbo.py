@@ -498,11 +498,18 @@ def families() -> None:
         with sumprod.plate(f"rows{i}", 5):
             sumprod.sample(f"plate{i}", dist.Normal(0.0, 1.0))
             sumprod.sample(f"both{i}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        sumprod.sample(f"uniform{i}", dist.Uniform(-1.0, 1.0 + i))
+        sumprod.sample(f"beta{i}", dist.Beta(1.0 + i, 2.0))
+        sumprod.sample(f"lognormal{i}", dist.LogNormal(0.1 * i, 1.0))
         with handlers.scale(scale=2.0):
             sumprod.sample(f"scaled{i}", dist.Normal(0.0, 1.0))
+        with handlers.scale(scale=torch.tensor(2.0)):
+            sumprod.sample(f"tensor{i}", dist.Normal(0.0, 1.0))
+        with handlers.scale(scale=3.0 + i):
+            sumprod.sample(f"own{i}", dist.Normal(0.0, 1.0))
         with handlers.mask(mask=torch.tensor(True)):
             sumprod.sample(f"masked{i}", dist.Normal(0.0, 1.0))
-        sumprod.sample(f"other{i}", dist.Beta(1.0 + i, 2.0))
+        sumprod.sample(f"other{i}", dist.Gumbel(1.0 + i, 2.0))
     sumprod.sample("large", dist.Normal(torch.zeros(1000), 1.0).to_event(1))
 
 
@@ -529,7 +536,8 @@ def test_stacked_log_probs_are_those_of_the_trace() -> None:
             if "log_prob_group" in site:
                 grouped.add(name.rstrip("0123456789"))
     assert grouped == {
-        *("normal", "laplace", "cauchy", "gamma", "exponential", "poisson", "double", "plate", "both")
+        *("normal", "laplace", "cauchy", "gamma", "exponential", "poisson", "uniform", "beta", "lognormal"),
+        *("double", "plate", "both", "scaled"),
     }
     assert _grouped_log_prob.log_prob_total(trace).item() == pytest.approx(
         twin.log_prob_sum().item(), rel=1e-6

@@ -6,9 +6,9 @@ the parameters of such sites are stacked and the family's own `log_prob` runs on
 formula, validation and gradient stay those of the family. The results are views of the stacked result:
 sites get the same entries as from `Trace.compute_log_prob`.
 
-Sites take part when they are unmasked, unscaled, small, of a family listed in `_PARAMETERS` (perhaps
-under `to_event`), and their value has exactly the shape of the distribution. When the stacked call
-raises, its sites are evaluated one by one, so that the error names the site.
+Sites take part when they are unmasked, small, of a family in `_PARAMETERS` (perhaps under `to_event`),
+scaled by equal numbers, and when their value has exactly the shape of the distribution. When the stacked
+call raises, its sites are evaluated one by one, so that the error names the site.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import torch
 
 from sumprod import distributions
 from sumprod._numeric import warn_if_inf, warn_if_nan
+from sumprod.distributions._family import PUBLIC, LeanFamily
 from sumprod.handlers.trace_struct import Trace, sum_tensors
 from sumprod.settings import state
 
 __all__ = ["compute_log_probs", "log_prob_total", "warn_of_sites"]
 
-dist: Any = distributions  # its families are made at import, unseen by type checkers
-
-# The parameters that a family's log_prob reads, all of the batch shape.
+# The parameters that a family's log_prob reads, all tensors of the batch shape. Of exactly these classes: a
+# subclass may compute something else.
 _PARAMETERS: dict[type, tuple[str, ...]] = {
-    dist.Normal: ("loc", "scale"),
-    dist.Laplace: ("loc", "scale"),
-    dist.Cauchy: ("loc", "scale"),
-    dist.Gamma: ("concentration", "rate"),
-    dist.Exponential: ("rate",),
-    dist.Poisson: ("rate",),
+    family: family._parameters
+    for family in vars(distributions).values()
+    if isinstance(family, type)
+    and issubclass(family, LeanFamily)
+    and family.__module__ == PUBLIC
+    and hasattr(family, "_parameters")
 }
 
 _FEWEST_SITES = 3  # below that, stacking costs more than it saves
@@ -75,7 +75,7 @@ def compute_log_probs(trace: Trace, site_filter: Callable[[str, Any], bool] | No
                 groups.setdefault(key, []).append((site, fn))
     for key, members in groups.items():
         if len(members) >= _FEWEST_SITES:
-            _evaluate(key[1], members)
+            _evaluate(members, *key[:2])
     trace.compute_log_prob(site_filter)
 
 
@@ -84,11 +84,11 @@ def _group_key(site: Any) -> tuple[Any, Any]:
     if site["mask"] is not None or site["args"] or site["kwargs"]:
         return None, None
     scale = site["scale"]
-    if isinstance(scale, torch.Tensor) or scale != 1.0:
+    if isinstance(scale, torch.Tensor):
         return None, None
     fn, value = site["fn"], site["value"]
     event_dims = 0
-    if type(fn) is dist.Independent:
+    if type(fn) is distributions.Independent:
         event_dims = fn.reinterpreted_batch_ndims
         fn = fn.base_dist
     names = _PARAMETERS.get(type(fn))
@@ -106,10 +106,10 @@ def _group_key(site: Any) -> tuple[Any, Any]:
         if parameter.device != device:
             return None, None
         dtypes.append(parameter.dtype)
-    return (type(fn), event_dims, shape, value.dtype, device, fn._validate_args, *dtypes), fn
+    return (scale, event_dims, type(fn), shape, value.dtype, device, fn._validate_args, *dtypes), fn
 
 
-def _evaluate(event_dims: int, members: list[tuple[Any, Any]]) -> None:
+def _evaluate(members: list[tuple[Any, Any]], scale: float, event_dims: int) -> None:
     first = members[0][1]
     cls: Any = type(first)
     stacked = cls.__new__(cls)
@@ -124,11 +124,15 @@ def _evaluate(event_dims: int, members: list[tuple[Any, Any]]) -> None:
         return  # evaluated one by one, the site at fault raises the error that names it
     if event_dims:
         log_prob = log_prob.flatten(-event_dims).sum(-1)
-    each = log_prob.unbind()
+    unscaled = each = log_prob.unbind()
+    if scale != 1.0:
+        log_prob = log_prob * scale
+        each = log_prob.unbind()
     sums = each if log_prob.dim() == 1 else log_prob.flatten(1).sum(1).unbind()
     group = _Group(log_prob.sum(), {site["name"]: sums[i] for i, (site, _) in enumerate(members)})
     for i, (site, _) in enumerate(members):
-        site["unscaled_log_prob"] = site["log_prob"] = each[i]
+        site["unscaled_log_prob"] = unscaled[i]
+        site["log_prob"] = each[i]
         site["log_prob_sum"] = sums[i]
         site[_GROUP] = group
 
