@@ -397,6 +397,29 @@ def test_masked_observations_are_missing() -> None:
     torch.testing.assert_close(nothing.log_prob(problem.value), torch.zeros(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("per_state", [False, True])
+def test_masked_observations_may_be_nan(per_state: bool) -> None:
+    mask = torch.tensor([True, False, True, False])
+    value = torch.tensor([1.0, math.nan, 2.0, -5.0])
+    concentration = torch.tensor([1.0, 3.0], requires_grad=True)
+    observed = dist.Gamma(concentration, 1.0).mask(mask[:, None].expand(4, 2) if per_state else mask[:, None])
+    hmm = DiscreteHMM(torch.zeros(2), torch.eye(2), observed)
+    log_prob = hmm.log_prob(value)
+    log_prob.backward()
+    assert concentration.grad is not None
+    assert concentration.grad.isfinite().all()
+    clean = torch.tensor([1.0, 0.7, 2.0, 0.7])
+    assert log_prob == hmm.log_prob(clean)
+    assert hmm.log_prob(value, lengths=3).item() == pytest.approx(log_prob.item())  # the last step is masked
+    # A step that one state sees counts.
+    half = torch.tensor([[True, False], [True, True]])
+    hmm = DiscreteHMM(torch.zeros(2), torch.eye(2), dist.Gamma(torch.tensor([1.0, 3.0]), 1.0).mask(half))
+    theirs = peer.DiscreteHMM(
+        torch.zeros(2), torch.eye(2), peer.Gamma(torch.tensor([1.0, 3.0]), 1.0).mask(half)
+    )
+    torch.testing.assert_close(hmm.log_prob(clean[:2]), theirs.log_prob(clean[:2]))
+
+
 @pytest.mark.parametrize(
     ("observation", "event"),
     [
