@@ -55,9 +55,9 @@ def normal_posterior(data: torch.Tensor = DATA) -> tuple[float, float]:
     return variance * data.double().sum().item(), variance
 
 
-def exact_guide(data: torch.Tensor = DATA, size: int = 4) -> None:
-    """Draws loc from its posterior in `normal_model`."""
-    mean, variance = normal_posterior(data)
+def exact_guide(data: torch.Tensor | None = DATA, size: int = 4) -> None:
+    """Draws loc from its posterior in `normal_model`, given the data or by default `DATA`."""
+    mean, variance = normal_posterior(DATA if data is None else data)
     sumprod.sample("loc", dist.Normal(mean, variance**0.5))
 
 

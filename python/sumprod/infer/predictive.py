@@ -48,8 +48,9 @@ class Predictive(nn.Module):
 
     Raises:
         ValueError: neither samples nor their number, or both samples and a guide, are given; sites have
-            different shapes in different runs.
-        TypeError: the return value is asked for and not a tensor.
+            different shapes in different runs, or do not broadcast in a parallel one.
+        TypeError: the return value is asked for and not a tensor. (`parallel` without `chunk` gives it as
+            it is.)
 
     Warns when `posterior_samples` disagree on n, or with `num_samples`: the tensors win, the last one over
     the others.
@@ -164,13 +165,16 @@ class Predictive(nn.Module):
         self, layout: _Layout, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Tensor]:
         step = self.num_samples if self.chunk is None else self.chunk
-        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        parts: dict[str, list[Any]] = {name: [] for name in names}
         for start in range(0, self.num_samples, step):
             count = min(step, self.num_samples - start)
             nodes = self._vectorized(layout, start, count, args, kwargs).nodes
             for name, part in parts.items():
-                value = _require_tensor(name, nodes[name]["value"])
-                part.append(self._shape(layout, name, layout.unpadded(name, value, count)))
+                value = nodes[name]["value"]
+                if step < self.num_samples or isinstance(value, Tensor):
+                    value = _require_tensor(name, value)
+                    value = self._shape(layout, name, layout.unpadded(name, value, count))
+                part.append(value)
         return {name: part[0] if len(part) == 1 else torch.cat(part) for name, part in parts.items()}
 
     def _vectorized(
@@ -259,9 +263,14 @@ class _Layout:
     def unpadded(self, name: str, value: Tensor, count: int) -> Tensor:
         """A value of a vectorised run as (count,) + the site's natural shape."""
         shape = (count, *[1] * self.padding(name), *self.shape(name))
-        if value.numel() == count * self.shape(name).numel():
-            return value.reshape(count, *self.shape(name))
-        return value.expand(shape).reshape(count, *self.shape(name))
+        try:
+            whole = value if value.numel() == count * self.shape(name).numel() else value.expand(shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Predictive: the value of '{name}' has shape {tuple(value.shape)} in a run for {count}"
+                f" samples, expected one that expands to {shape}: the program does not broadcast; use parallel=False"
+            ) from error
+        return whole.reshape(count, *self.shape(name))
 
 
 def _sample_count(posterior_samples: Mapping[str, Tensor], num_samples: int | None) -> int:
