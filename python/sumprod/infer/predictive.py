@@ -268,7 +268,8 @@ class _Layout:
         except RuntimeError as error:
             raise ValueError(
                 f"Predictive: the value of '{name}' has shape {tuple(value.shape)} in a run for {count}"
-                f" samples, expected one that expands to {shape}: the program does not broadcast; use parallel=False"
+                f" samples, expected one that expands to {shape}: the program does not broadcast; use"
+                " parallel=False"
             ) from error
         return whole.reshape(count, *self.shape(name))
 
