@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from sumprod import generic
 from sumprod.params import PARAM_STORE
 
 pyroapi = pytest.importorskip("pyroapi")
+
+import pyroapi.testing as pyroapi_testing  # noqa: E402
+import pyroapi.tests.test_svi as pyroapi_programs  # noqa: E402
 
 import sumprod.interop.pyroapi  # noqa: E402
 
@@ -118,3 +122,41 @@ def test_generic_errors() -> None:
         pass
     with pytest.raises(AttributeError):
         _ = generic.pyro.no_such_name
+
+
+def programs() -> list[tuple[str, dict[str, object]]]:
+    """The programs that pyroapi brings along for testing backends, without those for Jit losses."""
+    found: list[tuple[str, dict[str, object]]] = []
+    for name, function in vars(pyroapi_programs).items():
+        if name.startswith("test_"):
+            names = inspect.signature(function).parameters
+            arguments: dict[str, object] = {"backend": None}
+            if "jit" in names:
+                arguments["jit"] = False
+            if "optim_name" in names:
+                for optim_name in ("Adam", "ClippedAdam"):
+                    arguments = {**arguments, "optim_name": optim_name, "optim_kwargs": {"lr": 0.0001}}
+                    found.append((name, arguments))
+            else:
+                found.append((name, arguments))
+    return found
+
+
+@pytest.mark.parametrize(("name", "arguments"), programs())
+def test_programs_of_pyroapi(name: str, arguments: dict[str, object]) -> None:
+    with pyroapi.pyro_backend("sumprod"):
+        getattr(pyroapi_programs, name)(**arguments)
+
+
+@pytest.mark.parametrize("name", sorted(pyroapi_testing.MODELS))
+def test_models_of_pyroapi(name: str) -> None:
+    with pyroapi.pyro_backend("sumprod"), pyroapi.handlers.seed(rng_seed=1):
+        made = pyroapi_testing.MODELS[name]()
+        arguments, keywords = made.get("model_args", ()), made.get("model_kwargs", {})
+        trace = pyroapi.handlers.trace(made["model"]).get_trace(*arguments, **keywords)
+        assert torch.isfinite(trace.log_prob_sum())
+        if "guide" in made:
+            svi = pyroapi.infer.SVI(
+                made["model"], made["guide"], pyroapi.optim.Adam({"lr": 0.001}), pyroapi.infer.Trace_ELBO()
+            )
+            assert isinstance(svi.step(*arguments, **keywords), float)
