@@ -8,6 +8,7 @@ raises torch's error. So a check here must never be True by mistake, but may be 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "eager",
     "is_boolean",
     "is_count",
+    "is_finite",
     "is_nonnegative",
     "is_positive",
     "is_real",
@@ -29,6 +31,9 @@ __all__ = [
     "is_within",
     "satisfied",
 ]
+
+
+_LARGEST = sys.float_info.max
 
 
 def eager() -> bool:
@@ -42,6 +47,11 @@ def is_real(x: Tensor) -> bool:
         value = x.item()
         return bool(value == value)
     return torch.equal(x, x)
+
+
+def is_finite(x: Tensor) -> bool:
+    """No NaN and no infinity."""
+    return is_within(x, -_LARGEST, _LARGEST)
 
 
 def is_positive(x: Tensor, bound: float = 0.0) -> bool:

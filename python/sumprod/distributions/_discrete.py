@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions.utils import lazy_property, probs_to_logits
 
-from sumprod.distributions._checks import eager, is_nonnegative, is_real, is_simplex, is_within
+from sumprod.distributions._checks import eager, is_finite, is_nonnegative, is_real, is_within
 from sumprod.distributions._family import NO_DIMS, PUBLIC, Family, LeanFamily, alone
 from sumprod.distributions._support import is_whole_support, mark_as_support
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
@@ -46,13 +46,18 @@ class Bernoulli(LeanFamily, torch.distributions.Bernoulli, TorchDistributionMixi
         new: Any = self._get_checked_instance(Bernoulli, _instance)  # type: ignore[no-untyped-call]
         return _expand_parameters(self, new, torch.Size(batch_shape), NO_DIMS)
 
-    def log_prob(self, value: Any) -> Tensor:
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
+        """Draws 0.0 and 1.0 of the parameter's dtype."""
+        probs = self.probs.detach()
+        return torch.bernoulli(probs.expand(self._draw_shape(sample_shape)) if sample_shape else probs)
+
+    def log_prob(self, value: Any) -> Any:
         """Log-probability, differentiable in the parameter and in `value`."""
         if self._validate_args:
             self._validate_sample(value)
         logits = self.logits
         if not isinstance(value, Tensor):
-            return super().log_prob(value)  # type: ignore[no-any-return]
+            return super().log_prob(value)  # type: ignore[no-untyped-call]
         if logits.shape != value.shape:
             logits, value = torch.broadcast_tensors(logits, value)
         return torch.binary_cross_entropy_with_logits(logits, value, None, None, _NO_REDUCTION).neg()
@@ -79,19 +84,23 @@ class Categorical(Family, torch.distributions.Categorical, TorchDistributionMixi
         if given.dim() < 1:
             name = "logits" if probs is None else "probs"
             raise ValueError(f"`{name}` parameter must be at least one-dimensional.")
-        if probs is None:
-            self.logits = self._param = given - given.logsumexp(dim=-1, keepdim=True)
-        else:
-            self.probs = self._param = given / given.sum(-1, keepdim=True)
-            if state.exact_zeros:
-                self._exact_zeros = True
         self._num_events = given.shape[-1]
         self._batch_shape, self._event_shape = given.shape[:-1], NO_DIMS
         if validate_args is not None:
             self._validate_args = validate_args
-        if self._validate_args and not (
-            eager() and (is_real(self._param) if probs is None else is_simplex(self._param))
-        ):
+        check = self._validate_args
+        if probs is None:
+            given = given if given.is_floating_point() else given.to(torch.get_default_dtype())
+            self.logits = self._param = torch.log_softmax(given, -1)
+            check = check and not (eager() and is_real(self._param))
+        else:
+            total = given.sum(-1, keepdim=True)
+            self.probs = self._param = given / total
+            if state.exact_zeros:
+                self._exact_zeros = True
+            # Quotients by a finite total sum to one; they are NaN where the total is 0.
+            check = check and not (eager() and is_nonnegative(self._param) and is_finite(total))
+        if check:
             torch.distributions.Distribution.__init__(
                 self, self._batch_shape, NO_DIMS, validate_args=validate_args
             )
@@ -122,7 +131,18 @@ class Categorical(Family, torch.distributions.Categorical, TorchDistributionMixi
         values = values.view((-1,) + (1,) * len(self._batch_shape))
         return values.expand((-1, *self._batch_shape)) if expand else mark_as_support(values)
 
-    def log_prob(self, value: Any) -> Tensor:
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
+        """Draws of dtype int64."""
+        shape = torch.Size(sample_shape)
+        probs = self.probs.detach()
+        if probs.dim() > 2:
+            probs = probs.flatten(0, -2)
+        elif probs.dim() == 1 and not shape:
+            return torch.multinomial(probs, 1, True).squeeze(0)
+        draws = torch.multinomial(probs, shape.numel(), True)
+        return (draws.T if probs.dim() == 2 else draws).reshape(shape + self._batch_shape)
+
+    def log_prob(self, value: Any) -> Any:
         """Log-probability of `value`, which holds whole numbers of any dtype."""
         if is_whole_support(value, self._num_events):
             logits = self.logits.movedim(-1, 0)
@@ -156,12 +176,17 @@ class Poisson(LeanFamily, torch.distributions.Poisson, TorchDistributionMixin):
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(Poisson, batch_shape, _instance)
 
-    def log_prob(self, value: Any) -> Tensor:
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
+        """Counts, of the rate's dtype."""
+        rate = self.rate.detach()
+        return torch.poisson(rate.expand(self._draw_shape(sample_shape)) if sample_shape else rate)
+
+    def log_prob(self, value: Any) -> Any:
         """Log-probability, differentiable in the rate."""
         if self._validate_args:
             self._validate_sample(value)
         if not isinstance(value, Tensor):
-            return super().log_prob(value)  # type: ignore[no-any-return]
+            return super().log_prob(value)  # type: ignore[no-untyped-call]
         return torch.xlogy(value, self.rate) - self.rate - (value + 1).lgamma()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sumprod.distributions._checks import eager, is_nonnegative, is_positive
+from sumprod.distributions._checks import eager, is_positive
 from sumprod.distributions._family import NO_DIMS, PUBLIC, Family, LeanFamily, alone, together
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
 
@@ -30,13 +30,13 @@ class Exponential(LeanFamily, torch.distributions.Exponential, TorchDistribution
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(Exponential, batch_shape, _instance)
 
-    def rsample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def rsample(self, sample_shape: Any = NO_DIMS) -> Any:
         """eps / rate with standard exponential eps."""
         rate = self.rate
         eps = torch.empty(self._draw_shape(sample_shape), dtype=rate.dtype, device=rate.device)
         return eps.exponential_() / rate
 
-    def log_prob(self, value: Any) -> Tensor:
+    def log_prob(self, value: Any) -> Any:
         """Log-density, differentiable in value and rate."""
         if self._validate_args:
             self._validate_sample(value)
@@ -60,7 +60,17 @@ class Gamma(LeanFamily, torch.distributions.Gamma, TorchDistributionMixin):
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(Gamma, batch_shape, _instance)
 
-    def log_prob(self, value: Any) -> Tensor:
+    def rsample(self, sample_shape: Any = NO_DIMS) -> Any:
+        """Draws, with implicit gradients to both parameters; never 0."""
+        concentration = self.concentration
+        if sample_shape:
+            concentration = concentration.expand(self._draw_shape(sample_shape))
+        value = torch._standard_gamma(concentration) / self.rate
+        # Not recorded: the gradient is that of the draw before it was moved away from 0.
+        value.detach().clamp_(min=torch.finfo(value.dtype).tiny)
+        return value
+
+    def log_prob(self, value: Any) -> Any:
         """Log-density, differentiable in value and parameters."""
         concentration, rate = self.concentration, self.rate
         if not isinstance(value, Tensor) or value.dtype != rate.dtype:
@@ -107,7 +117,7 @@ class Beta(LeanFamily, torch.distributions.Beta, TorchDistributionMixin):
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(Beta, batch_shape, _instance)
 
-    def log_prob(self, value: Any) -> Tensor:
+    def log_prob(self, value: Any) -> Any:
         """Log-density, differentiable in value and parameters."""
         if self._validate_args:
             self._validate_sample(value)
@@ -188,27 +198,24 @@ class Uniform(LeanFamily, torch.distributions.Uniform, TorchDistributionMixin):
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(Uniform, batch_shape, _instance)
 
-    def rsample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def rsample(self, sample_shape: Any = NO_DIMS) -> Any:
         """low + u * (high - low) with u uniform on [0, 1)."""
         low = self.low
         u = torch.rand(self._draw_shape(sample_shape), dtype=low.dtype, device=low.device)
         return torch.addcmul(low, u, self.high - low)
 
-    def log_prob(self, value: Any) -> Tensor:
+    def log_prob(self, value: Any) -> Any:
         """-log(high - low) inside, -inf outside (also at `high`), differentiable in the bounds."""
         low, high = self.low, self.high
-        if self._validate_args:
-            self._validate_sample(value)
+        if not (isinstance(value, Tensor) and value.shape == self._batch_shape):
+            if self._validate_args:
+                self._validate_sample(value)
+            inside = torch.logical_and(low <= value, high > value)
+            return torch.where(inside, -(high - low).log(), -torch.inf)
+        log_density = -(high - low).log()
         inside = torch.logical_and(low <= value, high > value)
-        return torch.where(inside, -(high - low).log(), -torch.inf)
-
-    def _validate_sample(self, value: Any) -> None:
-        if (
-            isinstance(value, Tensor)
-            and value.shape == self._batch_shape
-            and eager()
-            and is_nonnegative((value - self.low).detach())
-            and is_nonnegative((self.high - value).detach())
-        ):
-            return
-        super()._validate_sample(value)
+        if self._validate_args:
+            if eager() and bool(inside.all()):
+                return log_density
+            self._validate_sample(value)
+        return torch.where(inside, log_density, -torch.inf)

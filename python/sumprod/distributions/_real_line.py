@@ -42,7 +42,7 @@ class _LocationScale(LeanFamily):
         if self._start(loc.shape, validate_args) and not (eager() and is_real(loc) and is_positive(scale)):
             self._check_closely()
 
-    def _noise(self, sample_shape: Any) -> Tensor:
+    def _noise(self, sample_shape: Any) -> Any:
         """A tensor of a draw's shape, still without values."""
         return torch.empty(self._draw_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
 
@@ -61,15 +61,15 @@ class Normal(_LocationScale, torch.distributions.Normal, TorchDistributionMixin)
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(Normal, batch_shape, _instance)
 
-    def rsample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def rsample(self, sample_shape: Any = NO_DIMS) -> Any:
         """loc + eps * scale with standard normal eps."""
         return torch.addcmul(self.loc, self._noise(sample_shape).normal_(), self.scale)
 
-    def sample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
         """As `rsample`, without gradient."""
         return torch.addcmul(self.loc.detach(), self._noise(sample_shape).normal_(), self.scale.detach())
 
-    def log_prob(self, value: Any) -> Tensor:
+    def log_prob(self, value: Any) -> Any:
         """Log-density, differentiable in value and parameters."""
         if self._validate_args:
             self._validate_sample(value)
@@ -99,7 +99,7 @@ class LogNormal(_LocationScale, torch.distributions.LogNormal, TorchDistribution
         return Normal(self.loc, self.scale, validate_args=False)
 
     @cached_property
-    def transforms(self) -> Any:
+    def transforms(self) -> Any:  # type: ignore[override]
         """From `base_dist` to this distribution."""
         return [ExpTransform()]
 
@@ -107,16 +107,16 @@ class LogNormal(_LocationScale, torch.distributions.LogNormal, TorchDistribution
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(LogNormal, batch_shape, _instance)
 
-    def rsample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def rsample(self, sample_shape: Any = NO_DIMS) -> Any:
         """exp(loc + eps * scale) with standard normal eps."""
         return torch.addcmul(self.loc, self._noise(sample_shape).normal_(), self.scale).exp()
 
-    def sample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
         """As `rsample`, without gradient."""
         noise = self._noise(sample_shape).normal_()
         return torch.addcmul(self.loc.detach(), noise, self.scale.detach()).exp_()
 
-    def log_prob(self, value: Any) -> Tensor:
+    def log_prob(self, value: Any) -> Any:
         """Log-density, differentiable in value and parameters."""
         if self._validate_args:
             self._validate_sample(value)
@@ -133,11 +133,11 @@ class Cauchy(_LocationScale, torch.distributions.Cauchy, TorchDistributionMixin)
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(Cauchy, batch_shape, _instance)
 
-    def rsample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def rsample(self, sample_shape: Any = NO_DIMS) -> Any:
         """loc + eps * scale with standard Cauchy eps."""
         return torch.addcmul(self.loc, self._noise(sample_shape).cauchy_(), self.scale)
 
-    def log_prob(self, value: Any) -> Tensor:
+    def log_prob(self, value: Any) -> Any:
         """Log-density, differentiable in value and parameters."""
         if self._validate_args:
             self._validate_sample(value)
@@ -153,6 +153,12 @@ class Laplace(_LocationScale, torch.distributions.Laplace, TorchDistributionMixi
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(Laplace, batch_shape, _instance)
+
+    def log_prob(self, value: Any) -> Any:
+        """Log-density, differentiable in value and parameters."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return torch.rsub(self.scale.log(), -_LOG_2) - (value - self.loc).abs() / self.scale
 
 
 class _Half(LeanFamily):
@@ -171,16 +177,16 @@ class _Half(LeanFamily):
         """From `base_dist` to this distribution."""
         return [AbsTransform()]
 
-    def _where_supported(self, log_prob: Tensor, value: Tensor) -> Tensor:
+    def _where_supported(self, log_prob: Tensor, value: Tensor) -> Any:
         """-inf at negative values; a value that was validated has none."""
         return log_prob if self._validate_args else torch.where(value >= 0, log_prob, -math.inf)
 
-    def _noise(self, sample_shape: Any) -> Tensor:
+    def _noise(self, sample_shape: Any) -> Any:
         scale = self.scale
         return torch.empty(self._draw_shape(sample_shape), dtype=scale.dtype, device=scale.device)
 
 
-class HalfNormal(_Half, torch.distributions.HalfNormal, TorchDistributionMixin):
+class HalfNormal(_Half, torch.distributions.HalfNormal, TorchDistributionMixin):  # type: ignore[override]
     """Distribution of |x| for x ~ Normal(0, scale)."""
 
     __module__ = PUBLIC
@@ -194,22 +200,22 @@ class HalfNormal(_Half, torch.distributions.HalfNormal, TorchDistributionMixin):
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(HalfNormal, batch_shape, _instance)
 
-    def rsample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def rsample(self, sample_shape: Any = NO_DIMS) -> Any:
         """|eps * scale| with standard normal eps."""
         return (self._noise(sample_shape).normal_() * self.scale).abs()
 
-    def sample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
         """As `rsample`, without gradient."""
         return (self._noise(sample_shape).normal_() * self.scale.detach()).abs_()
 
-    def log_prob(self, value: Any) -> Tensor:
+    def log_prob(self, value: Any) -> Any:
         """Log-density, differentiable in value and scale; -inf at negative values."""
         if self._validate_args:
             self._validate_sample(value)
         return self._where_supported(_normal_log_density(value, self.scale, _LOG_2 - _LOG_SQRT_2PI), value)
 
 
-class HalfCauchy(_Half, torch.distributions.HalfCauchy, TorchDistributionMixin):
+class HalfCauchy(_Half, torch.distributions.HalfCauchy, TorchDistributionMixin):  # type: ignore[override]
     """Distribution of |x| for x ~ Cauchy(0, scale)."""
 
     __module__ = PUBLIC
@@ -223,15 +229,15 @@ class HalfCauchy(_Half, torch.distributions.HalfCauchy, TorchDistributionMixin):
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         return self._expand_as(HalfCauchy, batch_shape, _instance)
 
-    def rsample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def rsample(self, sample_shape: Any = NO_DIMS) -> Any:
         """|eps * scale| with standard Cauchy eps."""
         return (self._noise(sample_shape).cauchy_() * self.scale).abs()
 
-    def sample(self, sample_shape: Any = NO_DIMS) -> Tensor:
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
         """As `rsample`, without gradient."""
         return (self._noise(sample_shape).cauchy_() * self.scale.detach()).abs_()
 
-    def log_prob(self, value: Any) -> Tensor:
+    def log_prob(self, value: Any) -> Any:
         """Log-density, differentiable in value and scale; -inf at negative values."""
         if self._validate_args:
             self._validate_sample(value)

@@ -96,7 +96,7 @@ class _Integer(Constraint):
 
     is_discrete = True
 
-    def check(self, value: Tensor) -> Tensor:
+    def check(self, value: Tensor) -> Any:
         return value % 1 == 0
 
 
@@ -105,7 +105,7 @@ class _OrderedVector(Constraint):
 
     event_dim = 1
 
-    def check(self, value: Tensor) -> Tensor:
+    def check(self, value: Tensor) -> Any:
         if value.dim() == 0:
             raise ValueError("ordered_vector expected at least one dim, got a tensor of shape ()")
         return (value[..., 1:] > value[..., :-1]).all(-1)
@@ -114,7 +114,7 @@ class _OrderedVector(Constraint):
 class _PositiveOrderedVector(_OrderedVector):
     """Vectors of positive entries that increase strictly."""
 
-    def check(self, value: Tensor) -> Tensor:
+    def check(self, value: Tensor) -> Any:
         return super().check(value) & (value > 0).all(-1)
 
 
@@ -134,7 +134,7 @@ class _UnitLowerCholesky(Constraint):
 
     event_dim = 2
 
-    def check(self, value: Tensor) -> Tensor:
+    def check(self, value: Tensor) -> Any:
         triangular = (value.tril() == value).flatten(-2).all(-1)
         return triangular & (value.diagonal(dim1=-2, dim2=-1) == 1).all(-1)
 
@@ -144,7 +144,7 @@ class _CorrMatrix(Constraint):
 
     event_dim = 2
 
-    def check(self, value: Tensor) -> Tensor:
+    def check(self, value: Tensor) -> Any:
         unit = ((value.diagonal(dim1=-2, dim2=-1) - 1).abs() < 1e-6).all(-1)
         return positive_definite.check(value) & unit
 
@@ -154,7 +154,7 @@ class _Sphere(Constraint):
 
     event_dim = 1
 
-    def check(self, value: Tensor) -> Tensor:
+    def check(self, value: Tensor) -> Any:
         tolerance: float = torch.finfo(value.dtype).eps * 10 * value.shape[-1] ** 0.5
         return (torch.linalg.vector_norm(value, dim=-1) - 1).abs() < tolerance
 

@@ -82,13 +82,16 @@ class Delta(TorchDistribution):
             ) from None
 
     @property
-    def log_density(self) -> Tensor:
+    def log_density(self) -> Any:
         """What is added to the log-density, as a tensor of the batch shape."""
         if not isinstance(self._log_density, Tensor):
-            v = self.v
-            dtype = v.dtype if v.is_floating_point() else torch.get_default_dtype()
-            return torch.full((), self._log_density, dtype=dtype, device=v.device).expand(self._batch_shape)
+            number = torch.full((), self._log_density, dtype=self._density_dtype, device=self.v.device)
+            return number.expand(self._batch_shape)
         return self._log_density
+
+    @property
+    def _density_dtype(self) -> torch.dtype:
+        return self.v.dtype if self.v.is_floating_point() else torch.get_default_dtype()
 
     @property
     def has_zero_log_density(self) -> bool:
@@ -120,36 +123,42 @@ class Delta(TorchDistribution):
             new.has_rsample = self.__dict__["has_rsample"]
         return new
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Any:
         """The point, with its gradient."""
         return self.v.expand((*sample_shape, *self.v.shape)) if sample_shape else self.v.expand(self.v.shape)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Any:
         """The point, without gradient."""
         return self.rsample(sample_shape).detach()
 
-    def log_prob(self, value: Any) -> Tensor:
+    def log_prob(self, value: Any) -> Any:
         """`log_density` at the point, -inf elsewhere. No gradient reaches `value` or the point."""
         v = self.v
         if not isinstance(value, Tensor):
             value = torch.as_tensor(value, device=v.device)
+        plain = self.has_zero_log_density
+        if plain and self._is_the_point(value):
+            return torch.zeros(self._batch_shape, dtype=self._density_dtype)
         same = value == v
         event_dim = len(self._event_shape)
         if event_dim:
             same = same.all(-1) if event_dim == 1 else same.flatten(-event_dim).all(-1)
-        dtype = v.dtype if v.is_floating_point() else torch.get_default_dtype()
-        zero = torch.zeros((), dtype=dtype, device=v.device)
+        zero = torch.zeros((), dtype=self._density_dtype, device=v.device)
         log_prob = torch.where(same, zero, -math.inf)
-        if not self.has_zero_log_density:
-            log_prob = log_prob + self._log_density
-        return log_prob
+        return log_prob if plain else log_prob + self._log_density
+
+    def _is_the_point(self, value: Tensor) -> bool:
+        """Whether `value` is `v` all over, where that is quick to say: the usual question of a trace."""
+        v = self.v
+        alike = value.shape == v.shape and value.dtype == v.dtype
+        return alike and v.device.type == value.device.type == "cpu" and eager() and torch.equal(value, v)
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Any:
         """The point."""
         return self.v
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> Any:
         """Zero."""
         return torch.zeros_like(self.v)

@@ -77,6 +77,6 @@ class ImproperUniform(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Zero."""
         if self._validate_args:
-            self._validate_sample(value)  # type: ignore[no-untyped-call]
+            self._validate_sample(value)
         shape = broadcast_shape(self._batch_shape, value.shape[: value.dim() - len(self._event_shape)])
         return value.new_zeros(shape)

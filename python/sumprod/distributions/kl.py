@@ -40,12 +40,9 @@ def _less_event(d: Any, count: int) -> Any:
 
 
 # The mixed pairs appear where torch wraps a base distribution itself, as in TransformedDistribution.
-for _p, _q in (
-    (Independent, Independent),
-    (Independent, TorchIndependent),
-    (TorchIndependent, Independent),
-):
-    register_kl(_p, _q)(_independent_to_independent)
+register_kl(Independent, Independent)(_independent_to_independent)
+register_kl(Independent, TorchIndependent)(_independent_to_independent)
+register_kl(TorchIndependent, Independent)(_independent_to_independent)
 
 
 @register_kl(Independent, MultivariateNormal)
@@ -87,10 +84,7 @@ def _expanded(p: Any, q: Any) -> Any:
     return kl.expand(shape) if isinstance(kl, Tensor) else kl
 
 
-for _p, _q in (
-    (ExpandedDistribution, ExpandedDistribution),
-    (ExpandedDistribution, torch.distributions.Distribution),
-    (torch.distributions.Distribution, ExpandedDistribution),
-    (Delta, ExpandedDistribution),
-):
-    register_kl(_p, _q)(_expanded)
+register_kl(ExpandedDistribution, ExpandedDistribution)(_expanded)
+register_kl(ExpandedDistribution, torch.distributions.Distribution)(_expanded)
+register_kl(torch.distributions.Distribution, ExpandedDistribution)(_expanded)
+register_kl(Delta, ExpandedDistribution)(_expanded)

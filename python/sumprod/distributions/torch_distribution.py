@@ -7,15 +7,14 @@ event_shape. Batch dims are counted from the right.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from sumprod.distributions._expansion import expand_draws, stretched_dims
-from sumprod.distributions._feasible import feasible_point
+from sumprod.distributions._masking import filled, zero_log_prob
+from sumprod.distributions._shapes import expand_draws, shapes_of_arguments, stretched_dims
 from sumprod.distributions.distribution import Distribution
 from sumprod.distributions.score_parts import ScoreParts
 from sumprod.distributions.util import broadcast_shape, is_identically_zero, scale_and_mask, sum_rightmost
@@ -65,31 +64,14 @@ class TorchDistributionMixin(Distribution):
     @classmethod
     def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
         """`(batch_shape, event_shape)` from the shapes of the arguments, without any tensor.
-
-        Raises:
-            NotImplementedError: the family's constraints do not tell.
+        Raises NotImplementedError when the family's constraints do not tell.
 
         Example:
             >>> from sumprod.distributions import Dirichlet
             >>> Dirichlet.infer_shapes(concentration=(5, 3))
             (torch.Size([5]), torch.Size([3]))
         """
-        known = getattr(cls, "arg_constraints", None)
-        known = known if isinstance(known, dict) else {}
-        event_dim = cls.support.event_dim  # type: ignore[attr-defined, unused-ignore]
-        event_shape: Any = () if event_dim == 0 else None
-        batch_shapes = []
-        for name, shape in arg_shapes.items():
-            own = known[name].event_dim if name in known else 0
-            batch_shapes.append(tuple(shape)[: len(shape) - own])
-            if event_shape is None and own >= event_dim:
-                event_shape = tuple(shape)[len(shape) - event_dim :]
-        if event_shape is None:
-            raise NotImplementedError(
-                f"{cls.__name__}.infer_shapes cannot tell the event shape from {sorted(arg_shapes)}; "
-                "construct the distribution and look at its batch_shape and event_shape"
-            )
-        return torch.Size(broadcast_shape(*batch_shapes)), torch.Size(event_shape)
+        return shapes_of_arguments(cls, arg_shapes)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution under a larger batch shape; parameters are shared, not copied.
@@ -169,7 +151,7 @@ class _Wrapper(TorchDistribution):
         self.base_dist.has_rsample_(value)
 
     @property
-    def has_enumerate_support(self) -> Any:
+    def has_enumerate_support(self) -> Any:  # type: ignore[override]
         """That of the base distribution."""
         return self.base_dist.has_enumerate_support
 
@@ -186,8 +168,7 @@ class Independent(torch.distributions.Independent, TorchDistributionMixin):  # t
         base_distribution: the distribution.
         reinterpreted_batch_ndims: how many dims.
 
-    Raises:
-        ValueError: there are fewer batch dims than that.
+    Raises ValueError when there are fewer batch dims than that.
     """
 
     def __init__(
@@ -219,7 +200,7 @@ class Independent(torch.distributions.Independent, TorchDistributionMixin):  # t
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution under a larger batch shape; parameters are shared, not copied."""
-        new: Any = self._get_checked_instance(Independent, _instance)
+        new: Any = self._get_checked_instance(Independent, _instance)  # type: ignore[no-untyped-call]
         batch_shape = torch.Size(batch_shape)
         count = self.reinterpreted_batch_ndims
         new.base_dist = self.base_dist.expand(batch_shape + self._event_shape[:count])
@@ -285,7 +266,7 @@ class MaskedDistribution(_Wrapper):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Expand base and mask."""
-        new: Any = self._get_checked_instance(MaskedDistribution, _instance)
+        new: Any = self._get_checked_instance(MaskedDistribution, _instance)  # type: ignore[no-untyped-call]
         batch_shape = torch.Size(batch_shape)
         new._mask = self._mask if isinstance(self._mask, bool) else self._mask.expand(batch_shape)
         new.base_dist = self.base_dist.expand(batch_shape)
@@ -321,21 +302,11 @@ class MaskedDistribution(_Wrapper):
         masked: ScoreParts = self.base_dist.score_parts(self._filled(value)).scale_and_mask(mask=self._mask)
         return masked
 
-    def _nothing(self, value: Tensor) -> Tensor:
-        shape = broadcast_shape(self._batch_shape, value.shape[: value.dim() - len(self._event_shape)])
-        dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
-        return torch.zeros((), dtype=dtype, device=value.device).expand(shape)
-
     def _filled(self, value: Any) -> Any:
-        """`value` with something harmless under False; as it is when that would make it larger."""
-        event_dim = len(self._event_shape)
-        mask = self._mask.reshape(self._mask.shape + (1,) * event_dim)
-        if not isinstance(value, Tensor) or mask.dim() > value.dim():
-            return value
-        if any(m != 1 and m != v for m, v in zip(mask.shape[::-1], value.shape[::-1], strict=False)):
-            return value
-        harmless = feasible_point(self.support, value, self._event_shape)
-        return value if harmless is None else torch.where(mask, value, harmless.to(value.dtype))
+        return filled(value, self._mask, self.support, self._event_shape)
+
+    def _nothing(self, value: Tensor) -> Tensor:
+        return zero_log_prob(value, self._batch_shape, self._event_shape)
 
     def enumerate_support(self, expand: bool = True) -> Any:
         """That of the base distribution."""
@@ -364,8 +335,7 @@ class ExpandedDistribution(_Wrapper):
         base_dist: the distribution.
         batch_shape: the new batch shape; dims of size 1 of the old one may grow.
 
-    Raises:
-        ValueError: the old batch shape does not broadcast to the new one.
+    Raises ValueError when the old batch shape does not broadcast to the new one.
     """
 
     def __init__(self, base_dist: Any, batch_shape: Any = _NO_DIMS) -> None:
@@ -384,21 +354,19 @@ class ExpandedDistribution(_Wrapper):
         """Repeat further; the result refers to the same base distribution."""
         return ExpandedDistribution(self, batch_shape)
 
-    def _drawn(self, draw: Callable[..., Any], sample_shape: Sequence[int]) -> Any:
-        return expand_draws(draw, tuple(sample_shape), self.base_dist, self._batch_shape, self._stretched)
-
     def sample(self, sample_shape: Any = _NO_DIMS) -> Any:
         """A draw, independent in every repetition."""
-        return self._drawn(self.base_dist.sample, sample_shape)
+        base = self.base_dist
+        return expand_draws(base.sample, sample_shape, base, self._batch_shape, self._stretched)
 
     def rsample(self, sample_shape: Any = _NO_DIMS) -> Any:
         """A draw that carries gradients, independent in every repetition."""
-        return self._drawn(self.base_dist.rsample, sample_shape)
+        base = self.base_dist
+        return expand_draws(base.rsample, sample_shape, base, self._batch_shape, self._stretched)
 
     def _repeated(self, term: Any) -> Any:
-        if not isinstance(term, Tensor):
-            return term
-        return term.expand(broadcast_shape(self._batch_shape, term.shape))
+        number = not isinstance(term, Tensor)
+        return term if number else term.expand(broadcast_shape(self._batch_shape, term.shape))
 
     def log_prob(self, value: Any) -> Any:
         """The base distribution's log-density, of the larger batch shape."""

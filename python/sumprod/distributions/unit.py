@@ -54,15 +54,15 @@ class Unit(TorchDistribution):
             new.has_rsample = self.__dict__["has_rsample"]
         return new
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Any:
         """A tensor of shape sample_shape + batch_shape + (0,)."""
         return self.log_factor.new_empty((*sample_shape, *self._batch_shape, 0))
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Any:
         """The same: there is nothing to differentiate."""
         return self.sample(sample_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Tensor) -> Any:
         """The factor, expanded by the sample dims of `value`."""
         if value.dim() - 1 == len(self._batch_shape) and value.shape[:-1] == self._batch_shape:
             return self.log_factor

@@ -26,7 +26,7 @@ class CholeskyTransform(Transform):
     """A positive definite matrix to its Cholesky factor; densities are over the lower triangle of each."""
 
     domain = constraints.positive_definite
-    codomain = constraints.lower_cholesky
+    codomain: Any = constraints.lower_cholesky
     bijective = True
 
     def __eq__(self, other: object) -> bool:
@@ -92,11 +92,11 @@ class LowerCholeskyAffine(Transform):
     def _call(self, x: Tensor) -> Tensor:
         return self.loc + (self.scale_tril @ x.unsqueeze(-1)).squeeze(-1)
 
-    def _inverse(self, y: Tensor) -> Tensor:
+    def _inverse(self, y: Tensor) -> Any:
         deviation = (y - self.loc).unsqueeze(-1)
         return torch.linalg.solve_triangular(self.scale_tril, deviation, upper=False).squeeze(-1)
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Any:
         """Sum of the logarithms of the diagonal."""
         total = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return total.expand(torch.broadcast_shapes(x.shape[:-1], total.shape))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions.transforms import Transform
@@ -16,7 +18,7 @@ _LEAK = 0.01
 
 class _Elementwise(Transform):
     domain = constraints.real
-    codomain = constraints.real
+    codomain: Any = constraints.real
     bijective = True
     sign = +1
 

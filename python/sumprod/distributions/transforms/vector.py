@@ -97,7 +97,7 @@ class Normalize(Transform):
         super().__init__(cache_size=cache_size)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.p == other.p  # type: ignore[attr-defined]
+        return isinstance(other, Normalize) and self.p == other.p
 
     __hash__ = Transform.__hash__
 
