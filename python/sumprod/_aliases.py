@@ -40,6 +40,8 @@ ALIASES: dict[str, str] = {
     "sumprod.poutine.trace_messenger": "sumprod.handlers.trace",
     "sumprod.poutine.uncondition_messenger": "sumprod.handlers.uncondition",
     "sumprod.contrib.indexing": "sumprod.ops.indexing",
+    "sumprod.distributions.nanmasked": "sumprod.distributions.nan_masked",
+    "sumprod.infer.autoguide.guides": "sumprod.infer.autoguide",
 }
 
 _SEE_PYRO = "use it from the package pyro-ppl, which can be installed beside sumprod"
