@@ -16,7 +16,9 @@ from hypothesis import given
 from scipy import stats
 from torch import Tensor
 
+import sumprod
 import sumprod.distributions as dist
+from sumprod import handlers
 from sumprod.distributions import DiscreteHMM
 from tests.distributions.hmm_problems import Problem, build, problems
 from tests.ops.checks import Recorder
@@ -506,6 +508,24 @@ def test_a_nan_stays_in_its_sequence() -> None:
     result = hmm.log_prob(value)
     assert result[1].isnan()
     torch.testing.assert_close(result[0], problem.dist().log_prob(problem.value)[0])
+
+
+def test_in_a_program() -> None:
+    problem = build(steps=4, batches=((), (), (), (3,)), dtype=torch.float32)
+    lengths = torch.tensor([4, 0, 2])
+    hmm = problem.dist(lengths=lengths, duration=4)
+
+    def model(value: Tensor | None) -> Tensor:
+        with sumprod.plate("sequences", 3), handlers.scale(scale=2.0):
+            result: Tensor = sumprod.sample("x", problem.dist(lengths=lengths, duration=4), obs=value)
+        return result
+
+    trace = handlers.trace(model).get_trace(problem.value)
+    trace.compute_log_prob()
+    site = trace.nodes["x"]
+    torch.testing.assert_close(site["unscaled_log_prob"], hmm.log_prob(problem.value))
+    torch.testing.assert_close(site["log_prob_sum"], 2 * hmm.log_prob(problem.value).sum())
+    assert model(None).shape == (3, 4)
 
 
 # ---- errors --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -73,7 +74,8 @@ def test_shapes() -> None:
     assert wide.log_prob(wide.sample((5,))).shape == (5, 4, 2)
     assert torch.equal(wide.mean, torch.eye(3).expand(4, 2, 3, 3))
     assert law.to_event(1).log_prob(law.sample()).shape == ()
-    assert copy.deepcopy(law).sample().shape == (2, 3, 3)
+    for other in (copy.deepcopy(law), pickle.loads(pickle.dumps(law))):
+        assert other.sample().shape == (2, 3, 3)
     assert LKJ(3).concentration == 1
 
 

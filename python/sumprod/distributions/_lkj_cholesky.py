@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.distributions as td
 from torch import Tensor
 
-from sumprod.distributions._family import PUBLIC, Family
+from sumprod.distributions._family import Family, alone
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
 
 __all__ = ["LKJCholesky"]
@@ -33,21 +34,31 @@ class LKJCholesky(Family, td.LKJCholesky, TorchDistributionMixin):
         torch.Size([2, 3, 3])
     """
 
-    __module__ = PUBLIC
-
     def __init__(
         self, dim: int, concentration: Tensor | float = 1.0, validate_args: bool | None = None
     ) -> None:
-        super().__init__(dim, concentration, validate_args)
-        left = torch.arange(dim, dtype=self.concentration.dtype, device=self.concentration.device)
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
+            raise ValueError(f"Expected dim to be an integer greater than or equal to 2. Found dim={dim!r}.")
+        self.dim = dim
+        self.concentration = alone(concentration)
+        td.Distribution.__init__(
+            self, self.concentration.shape, torch.Size((dim, dim)), validate_args=validate_args
+        )
+
+    @cached_property
+    def _beta(self) -> td.Beta:  # type: ignore[override]
+        left = torch.arange(self.dim, dtype=self.concentration.dtype, device=self.concentration.device)
         # The first row has nothing left of its diagonal; its draw is thrown away, but must exist.
-        self._beta = td.Beta(
-            (left / 2).clamp(min=0.5),
-            self.concentration.unsqueeze(-1) + (dim - 1 - left.clamp(min=1)) / 2,
-            validate_args=False,
+        left = left.clamp(min=1)
+        return td.Beta(
+            left / 2, self.concentration.unsqueeze(-1) + (self.dim - 1 - left) / 2, validate_args=False
         )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same parameters under a larger batch shape."""
-        new = self._get_checked_instance(LKJCholesky, _instance)  # type: ignore[no-untyped-call]
-        return super().expand(batch_shape, new)
+        new: Any = self._get_checked_instance(LKJCholesky, _instance)  # type: ignore[no-untyped-call]
+        new.dim = self.dim
+        new.concentration = self.concentration.expand(torch.Size(batch_shape))
+        td.Distribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new

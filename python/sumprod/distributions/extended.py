@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from sumprod.distributions import constraints
 from sumprod.distributions.conjugate import BetaBinomial
 from sumprod.distributions.torch import Binomial
+from sumprod.distributions.torch_distribution import TorchDistribution
 
 __all__ = ["ExtendedBetaBinomial", "ExtendedBinomial"]
 
@@ -47,13 +49,10 @@ class ExtendedBinomial(Binomial):
         """log p(value), -inf outside the range."""
         if self._validate_args:
             self._validate_sample(value)
-        inside, safe = _inside(value, self.total_count)
-        count = self.total_count.clamp(min=0)
-        if "probs" in self.__dict__:
-            base = Binomial(count, probs=self.probs, validate_args=False)
-        else:
-            base = Binomial(count, logits=self.logits, validate_args=False)
-        log_prob: Tensor = base.log_prob(safe)  # type: ignore[no-untyped-call]
+        inside, k = _inside(value, self.total_count)
+        n, logits = self.total_count.clamp(min=0), self.logits
+        ways = torch.lgamma(n + 1.0) - torch.lgamma(k + 1.0) - torch.lgamma(n - torch.minimum(k, n) + 1.0)
+        log_prob: Tensor = ways + k * logits + n * logsigmoid(-logits)
         return log_prob.masked_fill(~inside, -torch.inf)
 
 
@@ -78,7 +77,6 @@ class ExtendedBetaBinomial(BetaBinomial):
         if self._validate_args:
             self._validate_sample(value)
         inside, safe = _inside(value, self.total_count)
-        base = BetaBinomial(
-            self.concentration1, self.concentration0, self.total_count.clamp(min=0), validate_args=False
-        )
-        return base.log_prob(safe).masked_fill(~inside, -torch.inf)
+        return self._log_mass(safe, self.total_count.clamp(min=0)).masked_fill(~inside, -torch.inf)
+
+    _validate_sample = TorchDistribution._validate_sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,19 @@ class LKJ(TransformedDistribution):
         new.dim = self.dim
         new.concentration = self.concentration.expand(torch.Size(batch_shape))
         return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """(concentration - 1) log det value, minus the log of its integral over all correlation matrices."""
+        if self._validate_args:
+            self._validate_sample(value)
+        half_log_det = torch.linalg.cholesky(value).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        eta, dim = self.concentration, self.dim
+        left = torch.arange(1, dim, dtype=eta.dtype, device=eta.device)
+        rows = torch.lgamma(eta.unsqueeze(-1) + (dim - 1 - left) / 2).sum(-1)
+        constant = rows - (dim - 1) * torch.lgamma(eta + (dim - 1) / 2)
+        constant = constant + 0.25 * dim * (dim - 1) * math.log(math.pi)
+        log_prob: Tensor = 2 * (eta - 1) * half_log_det - constant
+        return log_prob
 
     @property
     def mean(self) -> Tensor:
