@@ -134,9 +134,10 @@ class AutoContinuous(AutoGuide):
         """
         self._ensure_prototype(args, kwargs)
         loc, scale = self._loc_scale(*args, **kwargs)
+        normal: Any = Normal(loc, scale)
         q = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device).reshape(-1, 1)
         result: dict[str, list[torch.Tensor]] = {latent.name: [] for latent in self._latents}
-        for vector in Normal(loc, scale).icdf(q):
+        for vector in normal.icdf(q):
             for latent, part in self._unpack_latent(vector):
                 result[latent.name].append(latent.constrain(part))
         return {name: torch.stack(values) for name, values in result.items()}
