@@ -282,3 +282,15 @@ def test_modules_that_move_to_a_gpu(generator: torch.Generator) -> None:
     optim(leaves)
     assert optim.get_state()["weight"]["state"][0]["exp_avg"].is_cuda
     assert optim.get_state()["weight"]["state"][0]["step"] == 4
+
+
+def test_trap_28_parameters_are_kept_in_first_use_order(generator: torch.Generator) -> None:
+    """Whatever the order of names or of later steps."""
+    names = ["z", "b", "y", "a", "x"]
+    for name in names:
+        parameter(name, torch.ones(1))
+    optim = sumprod.optim.Adam(lambda name: {"lr": 0.1 if name < "n" else 0.2})
+    steps(optim, [PARAM_STORE[name] for name in names], generator)
+    steps(optim, [PARAM_STORE[name] for name in sorted(names)], generator)
+    assert list(optim.get_state()) == names
+    assert [PARAM_STORE.param_name(leaf) for leaf in optim.optim_objs] == names
