@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -526,6 +527,36 @@ def test_in_a_program() -> None:
     torch.testing.assert_close(site["unscaled_log_prob"], hmm.log_prob(problem.value))
     torch.testing.assert_close(site["log_prob_sum"], 2 * hmm.log_prob(problem.value).sum())
     assert model(None).shape == (3, 4)
+
+
+@pytest.mark.parametrize("first_emits", [False, True])
+def test_inside_transforms_and_compiled(
+    first_emits: bool, fresh_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch's compiler switches the checks of all distributions off, for good, when it is first used.
+    family = torch.distributions.Distribution
+    monkeypatch.setattr(family, "_validate_args", family._validate_args)
+    problem = build(steps=5, batches=((), (), (), (4,)), first_emits=first_emits)
+
+    def log_prob(transition: Tensor, value: Tensor) -> Tensor:
+        normal = dist.Normal(problem.loc, 1.0, validate_args=False)
+        return DiscreteHMM(problem.initial, transition, normal, False, first_emits=first_emits).log_prob(
+            value
+        )
+
+    transition = problem.transition.clone().requires_grad_()
+    expected = log_prob(transition, problem.value)
+    (gradient,) = torch.autograd.grad(expected.sum(), transition)
+    mapped = torch.func.vmap(log_prob, (None, 0))(problem.transition, problem.value)
+    torch.testing.assert_close(mapped, expected.detach())
+    per_sequence = torch.func.vmap(torch.func.grad(log_prob), (None, 0))(problem.transition, problem.value)
+    torch.testing.assert_close(per_sequence.sum(0), gradient)
+    with warnings.catch_warnings():
+        # torch's compiler breaks this rule of torch's own when it traces autograd.Function.
+        warnings.filterwarnings("ignore", ".*should not be instantiated.*", DeprecationWarning)
+        compiled = torch.compile(log_prob, fullgraph=True, backend="aot_eager")(transition, problem.value)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(torch.autograd.grad(compiled.sum(), transition)[0], gradient)
 
 
 # ---- errors --------------------------------------------------------------------------------------
