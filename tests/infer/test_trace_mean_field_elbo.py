@@ -122,6 +122,44 @@ def test_divergences_are_expanded_to_the_plates() -> None:
     assert loss(program(event[0]), program(event[1])) == pytest.approx(24 * KL)
 
 
+def test_many_sites_of_a_kind() -> None:
+    """They are evaluated in one call; scales, events, plates and unknown divergences in between count."""
+
+    def program(shift: float, student: bool) -> Any:
+        def run() -> None:
+            for i in range(4):
+                normal = dist.Normal(shift * i, 1.0 + i)
+                sumprod.sample(f"normal{i}", normal)
+                sumprod.sample(f"event{i}", normal.expand_by([2, 3]).to_event(1 + i // 2))
+                sumprod.sample(f"gamma{i}", dist.Gamma(2.0 + shift, 1.0 + i))
+                with handlers.scale(scale=0.5):
+                    sumprod.sample(f"scaled{i}", normal)
+                with sumprod.plate(f"rows{i}", 3):
+                    sumprod.sample(f"plate{i}", normal)
+                with handlers.mask(mask=torch.tensor(i < 2)):
+                    sumprod.sample(f"masked{i}", normal)
+                sumprod.sample(f"mixed{i}", dist.StudentT(5.0) if student else dist.Normal(0.0, 1.0))
+
+        return run
+
+    model, guide = program(0.0, True), program(0.3, False)
+    with sumprod.validation_enabled(False):  # events of a batch have no plate here
+        sumprod.set_rng_seed(2)
+        actual = TraceMeanField_ELBO().loss(model, guide)
+    model_trace = handlers.trace(model).get_trace()
+    sumprod.set_rng_seed(2)
+    guide_trace = handlers.trace(guide).get_trace()
+    expected = 0.0
+    for name, site in guide_trace.nodes.items():
+        if site["type"] == "sample" and not handlers.util.site_is_subsample(site):
+            p, q, z = model_trace.nodes[name]["fn"], site["fn"], site["value"]
+            known = "mixed" not in name
+            term = kl_divergence(q, p) if known else q.log_prob(z) - p.log_prob(z)
+            mask = 1.0 if site["mask"] is None else site["mask"].float()
+            expected += (term * mask * site["scale"]).sum().item()
+    assert actual == pytest.approx(expected, rel=1e-5)
+
+
 def test_delta_guides_give_the_log_density() -> None:
     guide = one_site(dist.Delta(torch.tensor(0.7)))
     assert loss(one_site(P), guide) == pytest.approx(-P.log_prob(torch.tensor(0.7)).item())
