@@ -99,7 +99,7 @@ class PyroOptim:
         for clipped, arguments in self._clips:
             clip_gradients(clipped, arguments)
         for family in self._stepping:
-            family.optimizer.step(*args, **kwargs)
+            family.step(*args, **kwargs)
 
     def _moved(self) -> bool:
         """Whether a leaf went to another device, as `module.to(device)` does in place."""
