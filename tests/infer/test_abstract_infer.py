@@ -117,7 +117,7 @@ def test_chain_number_out_of_range(chain: int) -> None:
 def test_outer_handlers_do_not_see_the_runs() -> None:
     with handlers.trace() as outer:
         FromRuns(normal_model, [0.0, 0.0]).run()
-    assert list(outer.nodes) == []
+    assert list(outer.trace.nodes) == []
 
 
 # ---- draws

@@ -497,4 +497,4 @@ def test_outer_handlers_do_not_see_the_runs() -> None:
         Importance(*OURS, num_samples=2).run()
         Importance(*OURS, num_samples=2, vectorized=True).run().exec_traces[0]
         psis_diagnostic(*OURS, num_particles=100)
-    assert list(outer.nodes) == []
+    assert list(outer.trace.nodes) == []

@@ -124,7 +124,7 @@ def test_run_is_hidden_from_outer_handlers() -> None:
     with handlers.trace() as outer:
         make(num_steps=2).run()
         make().fit(2)
-    assert len(outer) == 0
+    assert len(outer.trace) == 0
 
 
 def test_run_draws_from_the_fitted_guide() -> None:

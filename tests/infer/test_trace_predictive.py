@@ -157,7 +157,7 @@ def test_predictions_have_the_exact_distribution() -> None:
 def test_outer_handlers_do_not_see_the_runs() -> None:
     with handlers.trace() as outer:
         TracePredictive(normal_model, FromRuns(normal_model, [0.0]), 3).run(DATA)
-    assert list(outer.nodes) == []
+    assert list(outer.trace.nodes) == []
 
 
 def test_says_what_is_wrong() -> None:
