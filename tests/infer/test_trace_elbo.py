@@ -483,6 +483,41 @@ def test_minus_infinity_is_a_valid_density() -> None:
     assert loss == math.inf
 
 
+class Peculiar(RuntimeError):
+    """An exception whose constructor takes other arguments than a text."""
+
+    def __init__(self, code: int, *, reason: str) -> None:
+        super().__init__(code)
+        self.reason = reason
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Peculiar(7, reason="cold"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+        ZeroDivisionError("by zero"),
+    ],
+    ids=["own", "unicode", "plain"],
+)
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_exceptions_of_the_program_keep_their_class(error: Exception, vectorize: bool) -> None:
+    """Trap 53: the same object comes out, with its arguments."""
+    arguments = error.args
+
+    def program() -> None:
+        sumprod.sample("z", dist.Normal(0.0, 1.0))
+        raise error
+
+    elbo = Trace_ELBO(num_particles=2, vectorize_particles=vectorize, max_plate_nesting=0)
+    with pytest.raises(type(error)) as caught:
+        elbo.loss(program, program)
+    assert caught.value is error
+    assert caught.value.args[0] == arguments[0]
+    assert len(arguments) == 1 or caught.value.args == arguments
+    assert not sumprod.runtime.am_i_wrapped()
+
+
 # ---- stacked log-densities
 
 

@@ -22,7 +22,7 @@ from sumprod.infer.abstract_infer import (
 from sumprod.infer.elbo import ELBO, ELBOModule
 from sumprod.infer.enum import get_importance_trace
 from sumprod.infer.importance import Importance, psis_diagnostic, vectorized_importance_weights
-from sumprod.infer.predictive import Predictive
+from sumprod.infer.predictive import MHResampler, Predictive, WeighedPredictive
 from sumprod.infer.renyi_elbo import RenyiELBO
 from sumprod.infer.svi import SVI
 from sumprod.infer.svi_checkpoint import Checkpoint
@@ -41,6 +41,7 @@ __all__ = [
     "EmpiricalMarginal",
     "EnergyDistance",
     "Importance",
+    "MHResampler",
     "Marginals",
     "Predictive",
     "RenyiELBO",
@@ -54,6 +55,7 @@ __all__ = [
     "TraceTailAdaptive_ELBO",
     "Trace_ELBO",
     "Trace_MMD",
+    "WeighedPredictive",
     "autoguide",
     "enable_validation",
     "get_importance_trace",
