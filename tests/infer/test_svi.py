@@ -346,7 +346,7 @@ def test_a_thousand_steps_leave_no_objects_behind() -> None:
         step()
     assert objects() - before <= 2  # the list that counts them, and the generator's slack
     # Memory blocks of Python as well: objects that gc does not track, such as floats and strings.
-    assert sys.getallocatedblocks() - blocks < 200
+    assert sys.getallocatedblocks() - blocks < 500
 
 
 def test_traces_die_with_the_step_without_the_garbage_collector() -> None:
