@@ -16,7 +16,7 @@ Value = TypeVar("Value", torch.Tensor, float)
 
 
 def torch_isnan(x: torch.Tensor | float) -> bool | torch.Tensor:
-    """Whether any element is NaN: a bool for a number, a 0-d bool tensor (no synchronisation) for a tensor."""
+    """Whether any element is NaN: a bool for a number; for a tensor a 0-d bool tensor, without waiting."""
     if isinstance(x, torch.Tensor):
         return torch.isnan(x).any()
     return isinstance(x, Number) and x != x
