@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -67,3 +67,29 @@ def log_evidence(data: torch.Tensor = DATA) -> float:
     covariance = torch.eye(count, dtype=torch.float64) + 4.0
     normal = torch.distributions.MultivariateNormal(torch.zeros(count, dtype=torch.float64), covariance)
     return normal.log_prob(data.double()).item()
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: str
+
+
+def rich_model(data: torch.Tensor, *, factor: float = 2.0) -> Any:
+    """Sites of many kinds: nested, expanded, masked and transformed distributions, params, factors."""
+    weight = sumprod.param("weight", torch.tensor([0.5, -0.5]))
+    scale = sumprod.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+    a = sumprod.sample("a", dist.Normal(weight, scale).to_event(1), infer={"tag": ["x", {"depth": 1}]})
+    sumprod.sample("b", dist.MultivariateNormal(torch.zeros(2), torch.eye(2) * scale))
+    sumprod.sample("c", dist.LogNormal(a.sum(), 1.0))
+    sumprod.sample("d", dist.Categorical(logits=a.detach()))
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(a, 1.0))
+    sumprod.sample("e", mixture)
+    sumprod.deterministic("f", a * factor)
+    sumprod.factor("g", a.sum())
+    with sumprod.plate("rows", len(data), dim=-2), handlers.scale(scale=3.0):
+        mask = data > 0
+        with sumprod.plate("columns", 6, subsample_size=3, dim=-1):
+            sumprod.sample("h", dist.Bernoulli(0.3).expand([len(data), 3]).mask(mask[:, None]))
+            with handlers.mask(mask=mask[:, None]):
+                sumprod.sample("x", dist.Normal(a[0], scale), obs=data[:, None].expand(-1, 3))
+    return Pair(a * 2, "label")

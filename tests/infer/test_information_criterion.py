@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pyro
@@ -267,3 +268,11 @@ def test_loo_of_an_impossible_point_is_infinite() -> None:
     assert result["loo"].isfinite().tolist() == [True, False]
     assert result["loo"][1] == float("inf")
     assert result["pareto_k"][1] == float("inf")
+
+
+def test_log_likelihood_is_named_by_site() -> None:
+    posterior = FromRuns(normal_model, [0.0] * 3).run()
+    densities = posterior.log_likelihood()
+    assert isinstance(densities, OrderedDict)
+    torch.testing.assert_close(densities["x"], normal_density(posterior))
+    assert torch.equal(posterior.log_likelihood("x")["x"], densities["x"])

@@ -134,7 +134,7 @@ def autocovariance(input: Tensor, dim: int = 0) -> Tensor:
     padded = _fast_length(2 * count)
     spectrum = torch.fft.rfft(centred, n=padded)
     power = spectrum.real.square() + spectrum.imag.square()
-    products = torch.fft.irfft(power, n=padded)[..., :count]
+    products: Tensor = torch.fft.irfft(power, n=padded)[..., :count]
     terms = torch.arange(count, 0, -1, dtype=series.dtype, device=series.device)
     return (products / terms).movedim(-1, dim)
 
