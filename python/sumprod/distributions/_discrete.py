@@ -187,7 +187,11 @@ class Poisson(LeanFamily, torch.distributions.Poisson, TorchDistributionMixin):
             self._validate_sample(value)
         if not isinstance(value, Tensor):
             return super().log_prob(value)  # type: ignore[no-untyped-call]
-        return torch.xlogy(value, self.rate) - self.rate - (value + 1).lgamma()
+        rate = self.rate
+        if value.dtype != rate.dtype:
+            # So that a rate of shape () counts as much for the dtype of the result as any other.
+            rate, value = torch.broadcast_tensors(rate, value)
+        return torch.xlogy(value, rate) - rate - (value + 1).lgamma()
 
 
 def _expand_parameters(old: Any, new: Any, batch_shape: torch.Size, own_shape: torch.Size) -> Any:

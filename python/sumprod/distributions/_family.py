@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
 from sumprod.distributions._checks import eager, satisfied
+from sumprod.distributions._switch import ValidateArgs
 
 __all__ = ["NO_DIMS", "PUBLIC", "Family", "LeanFamily", "alone", "together"]
 
@@ -29,7 +30,7 @@ class Family:
 
     _batch_shape: torch.Size
     _event_shape: torch.Size
-    _validate_args: bool
+    _validate_args: Any = ValidateArgs()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution under a larger batch shape; parameters are shared, not copied."""
@@ -58,7 +59,7 @@ class LeanFamily(Family):
         self._event_shape = NO_DIMS
         if validate_args is not None:
             self._validate_args = validate_args
-        return self._validate_args
+        return bool(self._validate_args)
 
     def _check_closely(self) -> None:
         """torch's check of all parameters, which raises torch's error."""

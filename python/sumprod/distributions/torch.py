@@ -6,6 +6,9 @@ The classes are subclasses of torch's, with the same arguments. Families that pr
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.distributions as td
 
 from sumprod.distributions._discrete import Bernoulli, Categorical, Poisson
@@ -80,7 +83,39 @@ class FisherSnedecor(Family, td.FisherSnedecor, TorchDistributionMixin):
 
 
 class GeneralizedPareto(Family, td.GeneralizedPareto, TorchDistributionMixin):
-    """Excesses over the threshold `loc`, with shape `concentration`."""
+    """Excesses over the threshold `loc`, with shape `concentration`.
+
+    torch's density fails for any other than the default dtype.
+    """
+
+    def log_prob(self, value: Any) -> Any:
+        """Log-density, differentiable in value and parameters; the exponential one at concentration 0."""
+        if self._validate_args:
+            self._validate_sample(value)
+        scale, concentration = self.scale, self.concentration
+        z = (value - self.loc) / scale
+        exponential = concentration == 0
+        # The branch that is not taken must not make a NaN for the gradient.
+        shape = torch.where(exponential, torch.ones_like(concentration), concentration)
+        power = (1 + 1 / shape) * torch.log1p(shape * z)
+        return -torch.where(exponential, z, power) - scale.log()
+
+    def log_survival_function(self, value: Any) -> Any:
+        """Logarithm of P(x > value)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        z = (value - self.loc) / self.scale
+        exponential = self.concentration == 0
+        shape = torch.where(exponential, torch.ones_like(self.concentration), self.concentration)
+        return -torch.where(exponential, z, torch.log1p(shape * z) / shape)
+
+    def cdf(self, value: Any) -> Any:
+        """P(x <= value)."""
+        return -torch.expm1(self.log_survival_function(value))
+
+    def log_cdf(self, value: Any) -> Any:
+        """Logarithm of P(x <= value)."""
+        return self.cdf(value).log()
 
 
 class Geometric(Family, td.Geometric, TorchDistributionMixin):

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from sumprod.distributions._masking import filled, zero_log_prob
 from sumprod.distributions._shapes import expand_draws, shapes_of_arguments, stretched_dims
+from sumprod.distributions._switch import ValidateArgs
 from sumprod.distributions.distribution import Distribution
 from sumprod.distributions.score_parts import ScoreParts
 from sumprod.distributions.util import broadcast_shape, is_identically_zero, scale_and_mask, sum_rightmost
@@ -131,6 +132,8 @@ class TorchDistributionMixin(Distribution):
 class TorchDistribution(torch.distributions.Distribution, TorchDistributionMixin):
     """Base class of distributions with batch shape and event shape, written for this library."""
 
+    _validate_args: Any = ValidateArgs()
+
     # torch's own raises NotImplementedError.
     expand = TorchDistributionMixin.expand
 
@@ -170,6 +173,8 @@ class Independent(torch.distributions.Independent, TorchDistributionMixin):  # t
 
     Raises ValueError when there are fewer batch dims than that.
     """
+
+    _validate_args: Any = ValidateArgs()
 
     def __init__(
         self, base_distribution: Any, reinterpreted_batch_ndims: int, validate_args: bool | None = None

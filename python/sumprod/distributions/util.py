@@ -224,7 +224,7 @@ def copy_docs_from(source_class: type, full_text: bool = False) -> Callable[[_Cl
 
 
 def enable_validation(is_validate: bool = True) -> None:
-    """Switch the checks of distributions on or off, for ours and for torch's."""
+    """Switch the checks of distributions on or off, for ours and for torch's own."""
     settings.set(validate_distributions_pyro=is_validate, validate_distributions_torch=is_validate)
 
 
