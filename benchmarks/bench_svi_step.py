@@ -42,8 +42,11 @@ def many_parameters(count: int) -> Any:
     target = torch.linspace(-1.0, 1.0, count)
 
     def build(pyro: Any) -> Step:
+        def zero() -> torch.Tensor:
+            return torch.zeros(())
+
         def model() -> None:
-            values = [pyro.param(f"p{i}", torch.tensor(0.0)) for i in range(count)]
+            values = [pyro.param(f"p{i}", zero) for i in range(count)]
             pyro.factor("fit", -(torch.stack(values) - target).square().sum())
 
         return stepper(pyro, model, lambda: None, pyro.infer.Trace_ELBO())

@@ -54,19 +54,19 @@ def test_python_numbers_are_observed_in_the_distributions_dtype(make, number, dt
         value = sumprod.sample("x", fn, obs=number)
     assert value.dtype == dtype
     assert value == number
-    assert trace.log_prob_sum().dtype == dtype
+    assert trace.trace.log_prob_sum().dtype == dtype
 
 
 def test_observed_category_as_a_number():
     with handlers.trace() as trace:
         sumprod.sample("x", Categorical(torch.tensor([0.2, 0.8])), obs=1)
-    assert trace.log_prob_sum().item() == pytest.approx(math.log(0.8), rel=1e-6)
+    assert trace.trace.log_prob_sum().item() == pytest.approx(math.log(0.8), rel=1e-6)
 
 
 def test_infer_can_say_that_a_site_is_observed():
     with handlers.trace() as trace:
         sumprod.sample("x", Normal(0.0, 1.0), obs=torch.tensor(1.0), infer={"is_observed": False})
-    assert not trace.nodes["x"]["is_observed"]
+    assert not trace.trace.nodes["x"]["is_observed"]
 
 
 def test_obs_mask_splits_the_site():
@@ -207,7 +207,7 @@ def test_random_module_draws_copies():
     with handlers.trace() as trace:
         drawn = draw()
     assert drawn is not net
-    assert drawn.weight is trace.nodes["net$$$weight"]["value"]
+    assert drawn.weight is trace.trace.nodes["net$$$weight"]["value"]
     assert drawn(torch.ones(1, 2)).shape == (1, 1)
     assert not torch.equal(draw().weight, draw().weight)
     assert isinstance(net.weight, torch.nn.Parameter)
@@ -231,9 +231,9 @@ def test_deterministic_event_dim():
     with handlers.trace() as trace:
         sumprod.deterministic("a", torch.zeros(2, 3))
         sumprod.deterministic("b", torch.zeros(2, 3), event_dim=1)
-    assert trace.nodes["a"]["fn"].event_shape == (2, 3)
-    assert trace.nodes["b"]["fn"].batch_shape == (2,)
-    assert trace.log_prob_sum() == 0.0
+    assert trace.trace.nodes["a"]["fn"].event_shape == (2, 3)
+    assert trace.trace.nodes["b"]["fn"].batch_shape == (2,)
+    assert trace.trace.log_prob_sum() == 0.0
 
 
 def test_barrier_and_subsample_outside_plates_are_the_identity():

@@ -137,7 +137,7 @@ SIGNATURES: dict[str, list[Any]] = {
         "constraint",
         ("event_dim", None),
     ],
-    "params.ParamStoreDict.setdefault": ["self", "key", "default", "constraint"],
+    "params.ParamStoreDict.setdefault": ["self", "name", "init_constrained_value", "constraint"],
     "params.ParamStoreDict.load": ["self", "filename", ("map_location", None)],
     "params.ParamStoreDict.save": ["self", "filename"],
     "params.ParamStoreDict.scope": ["self", ("state", None)],

@@ -29,7 +29,7 @@ try:
 except PackageNotFoundError:  # running from a build folder
     __version__ = _native.build_info()["version"]
 
-from sumprod import distributions, handlers, params, settings
+from sumprod import _aliases, distributions, handlers, params, settings
 from sumprod._random import set_rng_seed
 from sumprod.primitives import (
     barrier,
@@ -55,6 +55,8 @@ from sumprod.primitives import (
 
 if TYPE_CHECKING:
     from sumprod import compat, contrib, generic, infer, interop, nn, optim, poutine, util
+
+_aliases.install()
 
 # Loaded when first used, so that `import sumprod` for the operators alone stays quick.
 _LAZY = ("compat", "contrib", "generic", "infer", "interop", "nn", "optim", "poutine", "util")

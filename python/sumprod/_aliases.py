@@ -25,7 +25,7 @@ ALIASES: dict[str, str] = {
     "sumprod.poutine.enum_messenger": "sumprod.handlers.enumerate",
     "sumprod.poutine.escape_messenger": "sumprod.handlers.escape",
     "sumprod.poutine.handlers": "sumprod.handlers",
-    "sumprod.poutine.indep_messenger": "sumprod.handlers.indep",
+    "sumprod.poutine.indep_messenger": "sumprod.handlers.plate",
     "sumprod.poutine.infer_config_messenger": "sumprod.handlers.infer_config",
     "sumprod.poutine.lift_messenger": "sumprod.handlers.lift",
     "sumprod.poutine.markov_messenger": "sumprod.handlers.markov",
@@ -35,11 +35,13 @@ ALIASES: dict[str, str] = {
     "sumprod.poutine.runtime": "sumprod.runtime",
     "sumprod.poutine.scale_messenger": "sumprod.handlers.scale",
     "sumprod.poutine.seed_messenger": "sumprod.handlers.seed",
-    "sumprod.poutine.subsample_messenger": "sumprod.handlers.subsample",
+    "sumprod.poutine.subsample_messenger": "sumprod.handlers.plate",
     "sumprod.poutine.substitute_messenger": "sumprod.handlers.substitute",
     "sumprod.poutine.trace_messenger": "sumprod.handlers.trace",
     "sumprod.poutine.uncondition_messenger": "sumprod.handlers.uncondition",
     "sumprod.contrib.indexing": "sumprod.ops.indexing",
+    "sumprod.distributions.nanmasked": "sumprod.distributions.nan_masked",
+    "sumprod.infer.autoguide.guides": "sumprod.infer.autoguide",
 }
 
 _SEE_PYRO = "use it from the package pyro-ppl, which can be installed beside sumprod"

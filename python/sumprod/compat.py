@@ -12,7 +12,6 @@ always our own.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -21,7 +20,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import sumprod
-from sumprod._aliases import alias_spec
+from sumprod import _aliases
 
 __all__ = ["Installation", "install_as_pyro"]
 
@@ -51,7 +50,7 @@ class _PyroFinder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname.startswith("pyro."):
-            return alias_spec(fullname, "sumprod" + fullname[len("pyro") :])
+            return _aliases.alias_spec(fullname, "sumprod" + fullname[len("pyro") :])
         return None
 
 
@@ -108,5 +107,5 @@ def install_as_pyro(version: str = PYRO_VERSION) -> Installation:
             f"the real Pyro is already imported (from {where}); call install_as_pyro() before anything "
             "imports pyro, or run the program with python -m sumprod.run"
         )
-    importlib.invalidate_caches()
+    _aliases.install()
     return Installation(version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -98,11 +99,12 @@ def check_expansion(make: Callable[..., Any], parameters: dict[str, Tensor], val
 
 
 def check_wrappers(plain: Any, value: Tensor) -> None:
-    """to_event, mask and deepcopy."""
+    """to_event, mask, deepcopy and pickle."""
     log_prob = plain.log_prob(value)
     torch.testing.assert_close(plain.to_event().log_prob(value), log_prob.sum())
     assert (plain.mask(torch.tensor(False)).log_prob(value) == 0).all()
-    assert torch.equal(copy.deepcopy(plain).log_prob(value), log_prob)
+    for other in (copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
+        assert torch.equal(other.log_prob(value), log_prob)
 
 
 def monte_carlo(values: Tensor, expected: Tensor, sigmas: float = 5.0) -> None:

@@ -184,8 +184,8 @@ def test_block_conflicts():
 def test_handlers_inside_a_block_still_act():
     with handlers.trace() as outside, handlers.block(), handlers.trace() as inside:
         model()
-    assert names(outside) == []
-    assert names(inside) == ["p", "x", "y"]
+    assert names(outside.trace) == []
+    assert names(inside.trace) == ["p", "x", "y"]
 
 
 # ---- scale, mask
@@ -194,7 +194,7 @@ def test_handlers_inside_a_block_still_act():
 def test_scale():
     with handlers.scale(scale=2.0), handlers.scale(scale=torch.tensor([1.0, 3.0])), handlers.trace() as trace:
         sumprod.sample("x", Normal(torch.zeros(2), 1.0), obs=torch.zeros(2))
-    assert trace.nodes["x"]["scale"].tolist() == [2.0, 6.0]
+    assert trace.trace.nodes["x"]["scale"].tolist() == [2.0, 6.0]
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="Expected scale > 0"):
             handlers.scale(scale=bad)
@@ -210,13 +210,13 @@ def test_mask():
     outer, inner = torch.tensor([True, True, False]), torch.tensor([True, False, True])
     with handlers.trace() as trace, handlers.mask(mask=outer), handlers.mask(mask=inner):
         value = sumprod.sample("x", Normal(torch.zeros(3), 1.0))
-    assert trace.nodes["x"]["mask"].tolist() == [True, False, False]
-    trace.compute_log_prob()
-    assert trace.nodes["x"]["log_prob"][1:].tolist() == [0.0, 0.0]
+    assert trace.trace.nodes["x"]["mask"].tolist() == [True, False, False]
+    trace.trace.compute_log_prob()
+    assert trace.trace.nodes["x"]["log_prob"][1:].tolist() == [0.0, 0.0]
     assert (value != 0).all()
     with handlers.trace() as trace, handlers.mask(mask=torch.tensor([1, 0, 1], dtype=torch.uint8)):
         sumprod.sample("x", Normal(torch.zeros(3), 1.0))
-    assert trace.nodes["x"]["mask"].tolist() == [True, False, True]
+    assert trace.trace.nodes["x"]["mask"].tolist() == [True, False, True]
     for bad in (1.0, torch.ones(3), None):
         with pytest.raises(ValueError, match="Expected mask to be"):
             handlers.mask(mask=bad)
@@ -225,7 +225,7 @@ def test_mask():
 def test_mask_false_skips_the_density():
     with handlers.trace() as trace, handlers.mask(mask=False):
         sumprod.sample("x", Normal(0.0, 1.0))
-    assert trace.log_prob_sum() == 0.0
+    assert trace.trace.log_prob_sum() == 0.0
 
 
 # ---- lift, substitute
@@ -301,7 +301,7 @@ def test_infer_is_copied():
     with handlers.infer_config(config_fn=lambda site: {"other": 2}), handlers.trace() as trace:
         sumprod.sample("x", Normal(0.0, 1.0), infer=options)
     assert options == {"mine": 1}
-    assert trace.nodes["x"]["infer"] == {"mine": 1, "other": 2}
+    assert trace.trace.nodes["x"]["infer"] == {"mine": 1, "other": 2}
 
 
 # ---- queue, escape
@@ -452,7 +452,7 @@ def test_break_out_of_markov():
         break
     with handlers.trace() as trace:
         sumprod.sample("x", Normal(0.0, 1.0))
-    assert "_markov_scope" not in trace.nodes["x"]["infer"]
+    assert "_markov_scope" not in trace.trace.nodes["x"]["infer"]
 
 
 # ---- helpers

@@ -64,7 +64,7 @@ def test_break_in_a_sequential_plate_closes_it():
             break
     with handlers.trace() as trace:
         sumprod.sample("x", Normal(0.0, 1.0))
-    assert trace.nodes["x"]["cond_indep_stack"] == ()
+    assert trace.trace.nodes["x"]["cond_indep_stack"] == ()
 
 
 # Trap 1
@@ -291,15 +291,15 @@ def test_expanding_keeps_a_hand_set_has_rsample():
     fn = Normal(0.0, 1.0).has_rsample_(False)
     with handlers.trace() as trace, sumprod.plate("p", 3):
         sumprod.sample("x", fn)
-    assert trace.nodes["x"]["fn"].batch_shape == (3,)
-    assert not trace.nodes["x"]["fn"].has_rsample
+    assert trace.trace.nodes["x"]["fn"].batch_shape == (3,)
+    assert not trace.trace.nodes["x"]["fn"].has_rsample
 
 
 def test_event_dims_and_delta():
     with handlers.trace() as trace, sumprod.plate("p", 3):
         value = sumprod.sample("x", Delta(torch.zeros(2), event_dim=1))
     assert value.shape == (3, 2)
-    assert trace.nodes["x"]["fn"].batch_shape == (3,)
+    assert trace.trace.nodes["x"]["fn"].batch_shape == (3,)
 
 
 def test_same_subset_as_the_peer_for_equal_seeds():

@@ -61,7 +61,7 @@ def test_message_has_every_documented_key():
         draw()
     documented = set(runtime.Message.__annotations__)
     added_later = {"log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts", "packed"}
-    assert set(trace.nodes["x"]) == documented - added_later
+    assert set(trace.trace.nodes["x"]) == documented - added_later
 
 
 def test_continuation_runs_last():
@@ -278,7 +278,7 @@ def test_three_ways_to_use_a_handler():
         assert run().nodes["x"]["scale"] == 3.0
     with handlers.trace() as trace, handlers.scale(scale=3.0):
         program()
-    assert trace.nodes["x"]["scale"] == 3.0
+    assert trace.trace.nodes["x"]["scale"] == 3.0
 
 
 def test_unwrap_and_block_messengers():
@@ -291,7 +291,7 @@ def test_unwrap_and_block_messengers():
             draw("a")
         draw("b")
     assert len(blocked) == 1
-    assert (trace.nodes["a"]["scale"], trace.nodes["b"]["scale"]) == (1.0, 2.0)
+    assert (trace.trace.nodes["a"]["scale"], trace.trace.nodes["b"]["scale"]) == (1.0, 2.0)
 
 
 def test_get_mask_and_get_plates():

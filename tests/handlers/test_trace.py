@@ -62,7 +62,7 @@ def test_calling_the_handler_returns_the_value_and_keeps_the_trace():
 def test_with_form_has_no_input_and_return():
     with handlers.trace() as trace:
         regression(X, Y)
-    assert list(trace.nodes) == ["weight", "noise", "data", "y"]
+    assert list(trace.trace.nodes) == ["weight", "noise", "data", "y"]
 
 
 def test_param_only():

@@ -103,6 +103,23 @@ def test_auxiliary_and_deterministic_guide_sites_are_fine() -> None:
     match(lambda: None, guide)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("has_rsample", [None, False, True])
+def test_factor_in_the_guide_must_say_how_it_depends_on_draws(masked: bool, has_rsample: bool | None) -> None:
+    def guide() -> None:
+        with sumprod.plate("rows", 2), handlers.mask(mask=torch.tensor(not masked)):
+            sumprod.factor("bonus", torch.zeros(2), has_rsample=has_rsample)
+
+    if has_rsample is not None:
+        match(lambda: sumprod.plate("rows", 2), guide)
+        return
+    with pytest.raises(
+        ValueError,
+        match=r"missing specification of has_rsample at guide site 'bonus' in plate 'rows' \(dim=-1",
+    ):
+        match(lambda: sumprod.plate("rows", 2), guide)
+
+
 def test_auxiliary_site_in_the_model() -> None:
     def program() -> None:
         normal("z", infer=AUXILIARY)

@@ -17,6 +17,7 @@ import sumprod
 import sumprod.distributions as dist
 from sumprod import handlers
 from sumprod.infer import Trace_ELBO, _grouped_log_prob
+from sumprod.infer.trace_elbo import compute_guide_densities
 from tests.programs.expectation import (
     Case,
     Values,
@@ -482,6 +483,41 @@ def test_minus_infinity_is_a_valid_density() -> None:
     assert loss == math.inf
 
 
+class Peculiar(RuntimeError):
+    """An exception whose constructor takes other arguments than a text."""
+
+    def __init__(self, code: int, *, reason: str) -> None:
+        super().__init__(code)
+        self.reason = reason
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Peculiar(7, reason="cold"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+        ZeroDivisionError("by zero"),
+    ],
+    ids=["own", "unicode", "plain"],
+)
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_exceptions_of_the_program_keep_their_class(error: Exception, vectorize: bool) -> None:
+    """Trap 53: the same object comes out, with its arguments."""
+    arguments = error.args
+
+    def program() -> None:
+        sumprod.sample("z", dist.Normal(0.0, 1.0))
+        raise error
+
+    elbo = Trace_ELBO(num_particles=2, vectorize_particles=vectorize, max_plate_nesting=0)
+    with pytest.raises(type(error)) as caught:
+        elbo.loss(program, program)
+    assert caught.value is error
+    assert caught.value.args[0] == arguments[0]
+    assert len(arguments) == 1 or caught.value.args == arguments
+    assert not sumprod.runtime.am_i_wrapped()
+
+
 # ---- stacked log-densities
 
 
@@ -498,11 +534,22 @@ def families() -> None:
         with sumprod.plate(f"rows{i}", 5):
             sumprod.sample(f"plate{i}", dist.Normal(0.0, 1.0))
             sumprod.sample(f"both{i}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        sumprod.sample(f"bernoulli{i}", dist.Bernoulli(0.1 + 0.2 * i))
+        sumprod.sample(f"logits{i}", dist.Bernoulli(logits=number(0.3 * i)))
+        sumprod.sample(f"categorical{i}", dist.Categorical(torch.tensor([0.1, 0.2 + i, 0.4])))
+        sumprod.sample(f"classes{i}", dist.Categorical(logits=torch.tensor([0.1, 0.2 + i, 0.4])))
+        sumprod.sample(f"uniform{i}", dist.Uniform(-1.0, 1.0 + i))
+        sumprod.sample(f"beta{i}", dist.Beta(1.0 + i, 2.0))
+        sumprod.sample(f"lognormal{i}", dist.LogNormal(0.1 * i, 1.0))
         with handlers.scale(scale=2.0):
             sumprod.sample(f"scaled{i}", dist.Normal(0.0, 1.0))
+        with handlers.scale(scale=torch.tensor(2.0)):
+            sumprod.sample(f"tensor{i}", dist.Normal(0.0, 1.0))
+        with handlers.scale(scale=3.0 + i):
+            sumprod.sample(f"own{i}", dist.Normal(0.0, 1.0))
         with handlers.mask(mask=torch.tensor(True)):
             sumprod.sample(f"masked{i}", dist.Normal(0.0, 1.0))
-        sumprod.sample(f"other{i}", dist.Beta(1.0 + i, 2.0))
+        sumprod.sample(f"other{i}", dist.Gumbel(1.0 + i, 2.0))
     sumprod.sample("large", dist.Normal(torch.zeros(1000), 1.0).to_event(1))
 
 
@@ -529,7 +576,8 @@ def test_stacked_log_probs_are_those_of_the_trace() -> None:
             if "log_prob_group" in site:
                 grouped.add(name.rstrip("0123456789"))
     assert grouped == {
-        *("normal", "laplace", "cauchy", "gamma", "exponential", "poisson", "double", "plate", "both")
+        *("normal", "laplace", "cauchy", "gamma", "exponential", "poisson", "uniform", "beta", "lognormal"),
+        *("double", "plate", "both", "scaled", "bernoulli", "logits", "categorical", "classes"),
     }
     assert _grouped_log_prob.log_prob_total(trace).item() == pytest.approx(
         twin.log_prob_sum().item(), rel=1e-6
@@ -555,6 +603,42 @@ def test_stacked_log_probs_have_the_gradients_of_single_ones() -> None:
             )
         )
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_stacked_categoricals_keep_their_treatment_of_zeros(exact: bool) -> None:
+    def program() -> None:
+        with sumprod.settings.context(exact_zeros=exact):
+            fn = dist.Categorical(torch.tensor([0.0, 1.0]))
+        for i in range(3):
+            sumprod.sample(f"x{i}", fn, obs=torch.tensor(0))
+
+    loss = Trace_ELBO().loss(program, lambda: None)
+    assert loss == math.inf if exact else loss == pytest.approx(3 * 15.942385)
+
+
+def test_score_parts_from_stacked_log_probs_are_those_of_the_trace() -> None:
+    def program() -> None:
+        for i in range(4):
+            with handlers.scale(scale=2.0):
+                sumprod.sample(f"bernoulli{i}", dist.Bernoulli(0.1 + 0.2 * i))
+            sumprod.sample(f"normal{i}", dist.Normal(0.1 * i, 1.0))
+            sumprod.sample(f"switched{i}", dist.Normal(0.1 * i, 1.0).has_rsample_(False))
+            sumprod.sample(f"masked{i}", dist.Bernoulli(0.1 + 0.2 * i).mask(torch.tensor(i < 2)))
+            with handlers.mask(mask=torch.tensor(i < 2)):
+                sumprod.sample(f"hidden{i}", dist.Bernoulli(0.1 + 0.2 * i))
+
+    trace = handlers.trace(program).get_trace()
+    twin = trace.copy()
+    for name, site in trace.nodes.items():
+        twin.nodes[name] = dict(site)
+    compute_guide_densities(trace)
+    twin.compute_score_parts()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample":
+            for part, expected in zip(site["score_parts"], twin.nodes[name]["score_parts"], strict=True):
+                assert type(part) is type(expected), name
+                torch.testing.assert_close(torch.as_tensor(part), torch.as_tensor(expected))
 
 
 def test_a_subclass_is_not_stacked() -> None:

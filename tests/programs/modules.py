@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from tests.programs.support import Outcome, data_generator, fit, params_of, program, trace_of
+from tests.programs.support import Draws, Outcome, data_generator, fit, params_of, program, trace_of
 
 X = torch.randn(12, 3, generator=data_generator(51))
 Y = X @ torch.tensor([1.0, -1.0, 0.5]) + 0.1
@@ -37,9 +37,9 @@ def bayesian_linear_layer(pyro: Any) -> Outcome:
     guide = pyro.infer.autoguide.AutoDiagonalNormal(model)
     outcome = fit(pyro, model, guide, X, Y, steps=8)
     sites = ("linear.weight", "obs", "_RETURN")
-    drawn = pyro.infer.Predictive(model, guide=guide, num_samples=4, return_sites=sites)(X)
     trace = trace_of(pyro.poutine.trace(model).get_trace(X, Y))
-    return {**outcome, "drawn": {name: drawn[name] for name in sites}, "trace": trace}
+    drawn = pyro.infer.Predictive(model, guide=guide, num_samples=200, return_sites=sites)(X)
+    return {**outcome, "trace": trace, "drawn": {name: Draws(drawn[name]) for name in sites}}
 
 
 @program()

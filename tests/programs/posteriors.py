@@ -116,25 +116,28 @@ def empirical_distribution(pyro: Any) -> Outcome:
 
 @program()
 def predictions(pyro: Any) -> Outcome:
-    """`Predictive` from a guide, from samples, from the prior; one by one and in parallel."""
+    """`Predictive` from a guide, from samples, from the prior; one by one and in parallel.
+
+    Pyro runs the model once beforehand to learn about plates, which advances its stream of random numbers.
+    """
     infer, model, guide = pyro.infer, normal_model(pyro), normal_guide(pyro)
     fitted = fit(pyro, model, guide, DATA, steps=5)
-    from_guide = infer.Predictive(model, guide=guide, num_samples=7)(None)
-    prior = infer.Predictive(model, num_samples=6)(None)
-    given = {"mean": torch.linspace(-1.0, 1.0, 4)}
-    from_samples = infer.Predictive(model, given, return_sites=("x", "mean", "_RETURN"))(None)
-    together = infer.Predictive(model, given, parallel=True)(None)
+    given = {"mean": torch.linspace(-1.0, 1.0, 200)}
+    everything = ("x", "mean", "_RETURN")
     return {
         "fitted": fitted,
-        "guide": detached(from_guide),
-        "prior": detached(prior),
-        "samples": detached(from_samples),
-        "parallel": detached(together),
+        "guide": drawn_by(infer.Predictive(model, guide=guide, num_samples=200), None),
+        "prior": drawn_by(infer.Predictive(model, num_samples=200), None),
+        "samples": drawn_by(infer.Predictive(model, given, return_sites=everything), None),
+        "parallel": drawn_by(infer.Predictive(model, given, parallel=True), None),
     }
 
 
-def detached(samples: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: samples[name].detach() for name in sorted(samples)}
+def drawn_by(predictive: Any, *args: Any) -> dict[str, Draws]:
+    """What a predictive returns, by name; nothing of it requires gradients."""
+    samples = predictive(*args)
+    assert not any(value.requires_grad for value in samples.values())
+    return {name: Draws(samples[name]) for name in sorted(samples)}
 
 
 @program()
@@ -151,8 +154,7 @@ def predictions_in_distribution(pyro: Any) -> Outcome:
 
     guide = infer.autoguide.AutoDiagonalNormal(model)
     fit(pyro, model, guide, 0.8 * x, steps=10)
-    drawn = infer.Predictive(model, guide=guide, num_samples=300, parallel=True)()
-    return {"shapes": {name: tuple(drawn[name].shape) for name in sorted(drawn)}, "y": Draws(drawn["y"])}
+    return drawn_by(infer.Predictive(model, guide=guide, num_samples=300, parallel=True))
 
 
 @program()
@@ -165,7 +167,7 @@ def vectorised_weights(pyro: Any) -> Outcome:
     diagnostic = importance.psis_diagnostic(model, guide, DATA, num_particles=400, max_plate_nesting=1)
     return {
         "weights": weights.detach(),
-        "model": sorted(name for name in model_trace.nodes),
+        "x": model_trace.nodes["x"]["log_prob"].detach(),
         "mean": guide_trace.nodes["mean"]["value"].detach(),
         "tail": float(diagnostic),
     }
@@ -189,8 +191,8 @@ def predictive_of_a_trained_svi(pyro: Any) -> Outcome:
 
     counts = torch.tensor([[1.0, 0.0, 4.0], [2.0, 1.0, 5.0], [0.0, 0.0, 3.0], [1.0, 2.0, 6.0]])
     outcome = fit(pyro, model, guide, counts, steps=8)
-    drawn = infer.Predictive(model, guide=guide, num_samples=5, return_sites=["count", "rate"])()
-    return {**outcome, "drawn": detached(drawn), "gradient": any(v.requires_grad for v in drawn.values())}
+    predictive = infer.Predictive(model, guide=guide, num_samples=200, return_sites=["count", "rate"])
+    return {**outcome, "drawn": drawn_by(predictive)}
 
 
 def posterior_of_svi(pyro: Any, num_samples: int) -> Any:

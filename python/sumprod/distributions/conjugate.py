@@ -19,7 +19,9 @@ from torch.distributions import (
 )
 from torch.distributions.utils import broadcast_all
 
-from sumprod.distributions._special import log_binomial, log_rising, wide
+from sumprod.distributions._checks import eager, is_count
+from sumprod.distributions._family import Family
+from sumprod.distributions._special import is_moderate, log_binomial, log_rising, wide
 from sumprod.distributions.torch_distribution import TorchDistribution
 from sumprod.distributions.util import broadcast_shape
 
@@ -102,10 +104,21 @@ class BetaBinomial(TorchDistribution):
         """log p(k), differentiable in both concentrations."""
         if self._validate_args:
             self._validate_sample(value)
-        k, n = wide(value), wide(self.total_count)
+        return self._log_mass(value, self.total_count)
+
+    def _log_mass(self, value: Tensor, total_count: Tensor) -> Tensor:
+        k, n = wide(value), wide(total_count)
         a, b = wide(self.concentration1), wide(self.concentration0)
-        result = log_binomial(n, k) + log_rising(a, k) + log_rising(b, n - k) - log_rising(a + b, n)
+        total, rest = a + b, n - k
+        moderate = is_moderate(total)
+        ones = log_rising(a, k, moderate) + log_rising(b, rest, moderate)
+        result = log_binomial(n, k) + ones - log_rising(total, n, moderate)
         return result.to(self.concentration1.dtype)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        plain = eager() and isinstance(value, Tensor) and value.shape == self.batch_shape
+        if not (plain and is_count(value) and bool((value <= self.total_count).all())):
+            super()._validate_sample(value)
 
     @property
     def mean(self) -> Tensor:
@@ -220,13 +233,20 @@ class DirichletMultinomial(TorchDistribution):
             self._validate_sample(value)
         counts, a = wide(value), wide(self.concentration)
         number, total = counts.sum(-1), a.sum(-1)
+        moderate = is_moderate(total)
         if self.is_sparse:
             counts, a = torch.broadcast_tensors(counts, a)
             nonzero = counts != 0
-            each = torch.zeros_like(counts).masked_scatter(nonzero, _log_count(a[nonzero], counts[nonzero]))
+            kept = _log_count(a[nonzero], counts[nonzero], moderate)
+            each = torch.zeros_like(counts).masked_scatter(nonzero, kept)
         else:
-            each = _log_count(a, counts)
-        return (each.sum(-1) - _log_count(total, number)).to(self.concentration.dtype)
+            each = _log_count(a, counts, moderate)
+        return (each.sum(-1) - _log_count(total, number, moderate)).to(self.concentration.dtype)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        plain = eager() and isinstance(value, Tensor) and value.shape == self.batch_shape + self.event_shape
+        if not (plain and is_count(value) and bool((value.sum(-1) <= self.total_count).all())):
+            super()._validate_sample(value)
 
     @property
     def mean(self) -> Tensor:
@@ -242,12 +262,12 @@ class DirichletMultinomial(TorchDistribution):
         return number * share * (1 - share) * (number + total) / (1 + total)
 
 
-def _log_count(a: Tensor, k: Tensor) -> Tensor:
+def _log_count(a: Tensor, k: Tensor, moderate: bool) -> Tensor:
     """log of a (a + 1) ... (a + k - 1) / k!."""
-    return log_rising(a, k) - torch.lgamma(k + 1)
+    return log_rising(a, k, moderate) - torch.lgamma(k + 1)
 
 
-class GammaPoisson(TorchDistribution):
+class GammaPoisson(Family, TorchDistribution):
     """Poisson whose rate is Gamma distributed: a negative binomial in the parameters of the Gamma.
 
     Args:
@@ -299,7 +319,7 @@ class GammaPoisson(TorchDistribution):
             self._validate_sample(value)
         k, a, rate = wide(value), wide(self.concentration), wide(self.rate)
         # (rate / (1 + rate))^a (1 / (1 + rate))^k, in a form that does not cancel for large rates.
-        result = _log_count(a, k) - a * torch.log1p(1 / rate) - k * torch.log1p(rate)
+        result = _log_count(a, k, is_moderate(a)) - a * torch.log1p(1 / rate) - k * torch.log1p(rate)
         return result.to(self.concentration.dtype)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,21 +19,11 @@ from sumprod.distributions._hmm_parameters import (
     known_steps,
     normalized,
 )
+from sumprod.distributions._hmm_posterior import Potentials, draw, held, last, raise_impossible
 from sumprod.distributions.torch import Categorical
-from sumprod.distributions.torch_distribution import TorchDistribution
-from sumprod.ops._hmm_arguments import check_support
+from sumprod.distributions.torch_distribution import MaskedDistribution, TorchDistribution
 
 __all__ = ["DiscreteHMM"]
-
-
-class _Potentials(NamedTuple):
-    """What the operators take, and the batch shape that the caller is to see."""
-
-    initial: Tensor  # [*C, S], of the state that emits first
-    transition: Tensor  # [S, S] or [*C, T-1 or 1, S, S]
-    emission: Tensor  # [*C, T, S]
-    lengths: Tensor | None  # [*C]
-    batch_shape: torch.Size  # *C broadcasts to it
 
 
 class DiscreteHMM(TorchDistribution):
@@ -59,6 +49,7 @@ class DiscreteHMM(TorchDistribution):
         transition_logits: [S, S] or [*B, K, S, S], row = from. K is 1, or the number of transitions: T,
             or T-1 with `first_emits`.
         observation_dist: a distribution of batch shape [S], or [*B, T or 1, S]; one batch element per state.
+            Steps that its mask (see `mask`) hides from all states are missing data; they may hold NaN.
         validate_args: whether to check parameters and values.
         duration: T, for a model that does not say it otherwise; needed to `sample` from such a model.
         first_emits: whether the first observation comes from the initial state itself.
@@ -176,8 +167,8 @@ class DiscreteHMM(TorchDistribution):
         model = self._potentials(value, lengths)
         rows = ops.hmm_filter(model.initial, model.transition, model.emission, lengths=model.lengths)
         if all:
-            return self._categorical("filter", model, self._held(rows, model.lengths), 1)
-        return self._categorical("filter", model, self._last(rows, model.lengths), 0)
+            return self._categorical("filter", model, held(rows, model.lengths, self.initial_logits), 1)
+        return self._categorical("filter", model, last(rows, model.lengths, self.initial_logits), 0)
 
     def marginals(self, value: Tensor, *, lengths: Tensor | Sequence[int] | None = None) -> Categorical:
         """The posterior of each state given the whole sequence, p(z_t | x_1..x_T).
@@ -194,7 +185,7 @@ class DiscreteHMM(TorchDistribution):
         """
         model = self._potentials(value, lengths)
         rows = ops.hmm_marginals(model.initial, model.transition, model.emission, lengths=model.lengths)
-        return self._categorical("marginals", model, self._held(rows, model.lengths), 1)
+        return self._categorical("marginals", model, held(rows, model.lengths, self.initial_logits), 1)
 
     def viterbi(self, value: Tensor, *, lengths: Tensor | Sequence[int] | None = None) -> ops.HMMViterbi:
         """The most probable states z_1..z_T and log p(z_1..z_T, x).
@@ -235,7 +226,7 @@ class DiscreteHMM(TorchDistribution):
             SupportError: a sequence is impossible.
         """
         model = self._potentials(value, lengths, copies=True)
-        return _draw(model, torch.Size(sample_shape))
+        return draw(model, torch.Size(sample_shape))
 
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Draws whole sequences; steps past the end of one with `lengths` hold draws, too.
@@ -261,8 +252,8 @@ class DiscreteHMM(TorchDistribution):
         grid = torch.Size((*self.batch_shape, self._steps, states))
         with torch.no_grad():
             free = self.initial_logits.new_zeros(()).expand(grid)
-            model = _Potentials(*self._first_emitter(), free, None, self.batch_shape)
-            path = _draw(model, sample_shape)
+            model = Potentials(*self._first_emitter(), free, None, self.batch_shape)
+            path = draw(model, sample_shape)
             # A batch of distributions cannot be indexed, so every state draws and one draw is kept.
             every = self.observation_dist.expand(grid).sample(sample_shape)
             event_shape = self.observation_dist.event_shape
@@ -285,7 +276,7 @@ class DiscreteHMM(TorchDistribution):
 
     def _potentials(
         self, value: Tensor, lengths: Tensor | Sequence[int] | None, copies: bool = False
-    ) -> _Potentials:
+    ) -> Potentials:
         """Arguments for the operators; what a batch merely repeats is computed once, unless `copies`."""
         self._check_value_shape(value)
         real = self.lengths if lengths is None else as_lengths(lengths, value.device)
@@ -306,29 +297,39 @@ class DiscreteHMM(TorchDistribution):
         )
         core = full if core is None else core
         emission = emission.expand(*core, emission.shape[-2], self.transition_logits.shape[-1])
-        return _Potentials(initial, transition, emission, None if real is None else real.expand(core), full)
+        return Potentials(initial, transition, emission, None if real is None else real.expand(core), full)
 
     def _emission(self, value: Tensor, lengths: Tensor | None) -> Tensor:
         """log p(x_t | z_t), [*, T, S or 1]."""
         event_dim = len(self.observation_dist.event_shape)
         value = value.unsqueeze(-1 - event_dim)
-        if lengths is not None:
-            value = self._without_padding(value, lengths)
+        seen = self._seen(value.shape[-2 - event_dim], lengths)
+        if seen is not None:
+            value = self._without_unseen(value, seen)
         if self._validate_args and not self.observation_dist._validate_args:
             self._check_observations(value)
         result: Tensor = self.observation_dist.log_prob(value)
         return result
 
-    def _without_padding(self, value: Tensor, lengths: Tensor) -> Tensor:
-        """`value` [*, T, 1, *event] with padding replaced, so that no check, value or gradient sees it."""
+    def _seen(self, steps: int, lengths: Tensor | None) -> Tensor | None:
+        """[*, T, 1]: which observations count; None when all do."""
+        seen = None
+        if lengths is not None:
+            steps_of_all = torch.arange(steps, device=lengths.device)
+            seen = (steps_of_all < lengths.unsqueeze(-1)).unsqueeze(-1)
+        masked = isinstance(self.observation_dist, MaskedDistribution)
+        if masked and isinstance(self.observation_dist._mask, Tensor):
+            by_some_state = self.observation_dist._mask.any(-1, keepdim=True)
+            seen = by_some_state if seen is None else seen & by_some_state
+        return seen
+
+    def _without_unseen(self, value: Tensor, seen: Tensor) -> Tensor:
+        """`value` [*, T, 1, *event] with what does not count replaced: no check or gradient sees it."""
         event_shape = self.observation_dist.event_shape
-        steps = value.shape[-2 - len(event_shape)]
-        inside = torch.arange(steps, device=value.device) < lengths.unsqueeze(-1)
-        inside = inside.reshape(inside.shape + (1,) * (1 + len(event_shape)))
         filler = feasible_point(self.observation_dist.support, value, event_shape)
         if filler is None:  # an unusual support: the sequence's own first step must do
-            filler = value.narrow(-2 - len(event_shape), 0, min(steps, 1))
-        return torch.where(inside, value, filler)
+            filler = value.narrow(-2 - len(event_shape), 0, min(1, value.shape[-2 - len(event_shape)]))
+        return torch.where(seen.reshape(*seen.shape, *(1 for _ in event_shape)), value, filler)
 
     def _check_value_shape(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
@@ -353,55 +354,11 @@ class DiscreteHMM(TorchDistribution):
                 f"{self.observation_dist!r}, but found invalid values"
             )
 
-    def _last(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
-        """The last real row [*, S] of rows [*, T, S]; the initial logits where there is none."""
-        if rows.shape[-2] == 0:
-            return self.initial_logits.expand(rows.shape[:-2] + rows.shape[-1:])
-        if lengths is None:
-            return rows[..., -1, :]
-        index = (lengths - 1).clamp(min=0)[..., None, None].expand(*lengths.shape, 1, rows.shape[-1])
-        last = rows.gather(-2, index).squeeze(-2)
-        return torch.where((lengths > 0).unsqueeze(-1), last, self.initial_logits.to(last.dtype))
-
-    def _held(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
-        """rows [*, T, S] with the last real one repeated over the padding."""
-        if lengths is None or rows.shape[-2] == 0:
-            return rows
-        inside = torch.arange(rows.shape[-2], device=rows.device) < lengths.unsqueeze(-1)
-        return torch.where(inside.unsqueeze(-1), rows, self._last(rows, lengths).unsqueeze(-2))
-
-    def _categorical(self, method: str, model: _Potentials, rows: Tensor, extra: int) -> Categorical:
+    def _categorical(self, method: str, model: Potentials, rows: Tensor, extra: int) -> Categorical:
         """Posterior rows as a distribution, its batch shape followed by `extra` dims of the rows."""
         if self._validate_args and bool((rows == -torch.inf).all(-1).any()):
-            _raise_impossible(method, model)
+            raise_impossible(method, model)
         kept = rows.shape[rows.dim() - 1 - extra :]
         rows = rows.expand(model.batch_shape + kept)
         # torch's checks cannot count the rows of an empty tensor.
         return Categorical(logits=rows, validate_args=self._validate_args and rows.numel() > 0)
-
-
-# ---- paths ---------------------------------------------------------------------------------------
-
-
-def _draw(model: _Potentials, sample_shape: torch.Size) -> Tensor:
-    paths = ops.hmm_sample(
-        model.initial,
-        model.transition,
-        model.emission,
-        lengths=model.lengths,
-        num_samples=sample_shape.numel(),
-    )
-    return paths.reshape(sample_shape + paths.shape[1:])
-
-
-def _raise_impossible(method: str, model: _Potentials) -> None:
-    """Raises SupportError for the first impossible sequence, naming the step where it became so."""
-    rows = ops.hmm_filter(
-        model.initial.detach(), model.transition.detach(), model.emission.detach(), lengths=model.lengths
-    )
-    steps = rows.shape[-2]
-    empty = (rows == -torch.inf).all(-1)
-    if model.lengths is not None:
-        empty &= torch.arange(steps, device=rows.device) < model.lengths.unsqueeze(-1)
-    first = torch.where(empty.any(-1), empty.to(torch.int8).argmax(-1), -1).reshape(-1)
-    check_support(f"DiscreteHMM.{method}", first, first, rows.shape[:-2])

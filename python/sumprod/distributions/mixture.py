@@ -115,8 +115,8 @@ class MaskedMixture(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density under each element's own component."""
-        if self._validate_args:
-            self._validate_sample(value)
+        if self._validate_args and not (self.component0._validate_args and self.component1._validate_args):
+            self._validate_sample(value)  # otherwise the components check what they are given
         value0 = value1 = value
         if self.component0.support is not self.component1.support:
             mask = self._which.reshape(*self._which.shape, *(1 for _ in self.event_shape))

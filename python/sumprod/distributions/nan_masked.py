@@ -54,7 +54,7 @@ class NanMaskedMultivariateNormal(MultivariateNormal):
         """Log-density of the observed entries; 0 where all are missing."""
         present = value == value
         if bool(present.all()):
-            result: Tensor = super().log_prob(value)
+            result: Tensor = super().log_prob(value)  # type: ignore[no-untyped-call]
             return result
         if self._validate_args:
             self._validate_sample(torch.where(present, value, 0.0))

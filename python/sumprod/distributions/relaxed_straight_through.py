@@ -75,7 +75,7 @@ class RelaxedBernoulliStraightThrough(RelaxedBernoulli):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of the relaxed value behind a draw."""
-        result: Tensor = super().log_prob(_relaxed(value))
+        result: Tensor = super().log_prob(_relaxed(value))  # type: ignore[no-untyped-call]
         return result
 
 
@@ -112,5 +112,5 @@ class RelaxedOneHotCategoricalStraightThrough(RelaxedOneHotCategorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of the relaxed vector behind a draw."""
-        result: Tensor = super().log_prob(_relaxed(value))
+        result: Tensor = super().log_prob(_relaxed(value))  # type: ignore[no-untyped-call]
         return result

@@ -1,31 +1,38 @@
-"""The parts of a log-density that gradient estimators treat differently."""
+"""`ScoreParts`: a log-density together with what a gradient estimator needs."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
+from sumprod.distributions.util import scale_and_mask
 
-from sumprod.distributions.util import is_identically_zero, scale_and_mask
+__all__ = ["ScoreParts"]
 
 
 class ScoreParts(NamedTuple):
-    """A log-density, its score-function part, and its entropy part.
+    """The terms that one site gives to a Monte Carlo estimate of a gradient.
 
-    Zeros are the Python number 0, so that no tensor work is done for them.
+    A Python zero stands for a term that is absent; it is never turned into a tensor.
     """
 
     log_prob: Any
+    """log-density of the value, shape sample_shape + batch_shape"""
     score_function: Any
+    """what multiplies the downstream cost: log_prob for a score-function estimator, 0 when reparameterised"""
     entropy_term: Any
+    """what is differentiated for the entropy: log_prob when reparameterised, else 0"""
 
-    def scale_and_mask(self, scale: float | torch.Tensor = 1.0, mask: Any = None) -> ScoreParts:
-        """Scale and mask the log-density and the entropy part; the score function stays as it is."""
+    def scale_and_mask(self, scale: Any = 1.0, mask: Any = None) -> ScoreParts:
+        """The parts of a site under `scale` and `mask`.
+
+        `score_function` is neither scaled nor masked: it multiplies a cost that is, and a value that is
+        sampled under a mask can still matter elsewhere.
+
+        Args:
+            scale: a number or a tensor that broadcasts with the parts.
+            mask: None, a bool, or a bool tensor that broadcasts with the parts.
+        """
         log_prob = scale_and_mask(self.log_prob, scale, mask)
         if self.entropy_term is self.log_prob:
-            entropy_term = log_prob
-        elif is_identically_zero(self.entropy_term):
-            entropy_term = self.entropy_term
-        else:
-            entropy_term = scale_and_mask(self.entropy_term, scale, mask)
-        return ScoreParts(log_prob, self.score_function, entropy_term)
+            return ScoreParts(log_prob, self.score_function, log_prob)
+        return ScoreParts(log_prob, self.score_function, scale_and_mask(self.entropy_term, scale, mask))

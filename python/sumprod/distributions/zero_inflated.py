@@ -12,6 +12,8 @@ from torch.distributions import constraints
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
+from sumprod.distributions._checks import eager
+from sumprod.distributions._family import Family
 from sumprod.distributions.torch import NegativeBinomial, Poisson
 from sumprod.distributions.torch_distribution import TorchDistribution
 from sumprod.distributions.util import broadcast_shape
@@ -19,7 +21,7 @@ from sumprod.distributions.util import broadcast_shape
 __all__ = ["ZeroInflatedDistribution", "ZeroInflatedNegativeBinomial", "ZeroInflatedPoisson"]
 
 
-class ZeroInflatedDistribution(TorchDistribution):
+class ZeroInflatedDistribution(Family, TorchDistribution):
     """A univariate distribution whose draws are replaced by zero with probability `gate`.
 
     Args:
@@ -126,18 +128,13 @@ class ZeroInflatedDistribution(TorchDistribution):
         return torch.where(zero, torch.logaddexp(logsigmoid(self.gate_logits), passed), passed)
 
     def _by_probability(self, base: Tensor, zero: Tensor) -> Tensor:
-        # Branches that are not taken get a gate of 1/2: at 0 and 1 their slopes are infinite, and zero times
-        # infinity is NaN.
-        gate, zero = torch.broadcast_tensors(self.gate, zero)
-        half = torch.full_like(gate, 0.5)
-        inner = torch.where(zero & (gate > 0) & (gate < 1), gate, half)
-        mixed = torch.logaddexp(inner.log(), torch.log1p(-inner) + base)
-        # log(gate + (1 - gate) p) at the ends of the unit interval, as tangents: right in value and slope.
-        at_zero = base + gate * torch.expm1(-base.clamp(min=-0.9 * math.log(torch.finfo(base.dtype).max)))
-        at_one = (1 - gate) * torch.expm1(base)
-        inflated = torch.where(gate == 0, at_zero, torch.where(gate == 1, at_one, mixed))
-        passed = torch.log1p(-torch.where(zero, half, gate)) + base
-        return torch.where(zero, inflated, passed)
+        gate = self.gate
+        if eager() and gate.numel():
+            least, most = torch.aminmax(gate.detach())
+            if least.item() > 0 and most.item() < 1:
+                passed = torch.log1p(-gate) + base
+                return torch.where(zero, torch.logaddexp(gate.log(), passed), passed)
+        return _inflated(base, zero, gate)
 
     @property
     def mean(self) -> Tensor:
@@ -151,6 +148,24 @@ class ZeroInflatedDistribution(TorchDistribution):
         mean = self.base_dist.mean
         variance: Tensor = (1 - self.gate) * (self.base_dist.variance + self.gate * mean.pow(2))
         return variance
+
+
+def _inflated(base: Tensor, zero: Tensor, gate: Tensor) -> Tensor:
+    """log p where the gate may be 0 or 1.
+
+    Branches that are not taken get a gate of 1/2: at 0 and 1 their slopes are infinite, and zero times
+    infinity is NaN.
+    """
+    gate, zero = torch.broadcast_tensors(gate, zero)
+    half = torch.full_like(gate, 0.5)
+    inner = torch.where(zero & (gate > 0) & (gate < 1), gate, half)
+    mixed = torch.logaddexp(inner.log(), torch.log1p(-inner) + base)
+    # log(gate + (1 - gate) p) at the ends of the unit interval, as tangents: right in value and slope.
+    at_zero = base + gate * torch.expm1(-base.clamp(min=-0.9 * math.log(torch.finfo(base.dtype).max)))
+    at_one = (1 - gate) * torch.expm1(base)
+    inflated = torch.where(gate == 0, at_zero, torch.where(gate == 1, at_one, mixed))
+    passed = torch.log1p(-torch.where(zero, half, gate)) + base
+    return torch.where(zero, inflated, passed)
 
 
 class ZeroInflatedPoisson(ZeroInflatedDistribution):

@@ -191,5 +191,7 @@ def _draw(
 
 
 plate = PlateMessenger
+# Names under which third-party code knows parts of what is one class here.
 IndepMessenger = PlateMessenger
 SubsampleMessenger = PlateMessenger
+_Subsample = SubsampleIndices

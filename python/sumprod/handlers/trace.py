@@ -22,9 +22,9 @@ class TraceMessenger(Messenger):
 
     >>> import torch, sumprod
     >>> from sumprod.distributions import Normal
-    >>> with sumprod.handlers.trace() as tr:
+    >>> with sumprod.handlers.trace() as recorder:
     ...     x = sumprod.sample("x", Normal(0., 1.))
-    >>> tr.nodes["x"]["value"] is x
+    >>> recorder.trace.nodes["x"]["value"] is x
     True
     """
 
@@ -36,10 +36,10 @@ class TraceMessenger(Messenger):
         self.param_only = bool(param_only)
         self.trace = Trace(self.graph_type)
 
-    def __enter__(self) -> Trace:
+    def __enter__(self) -> TraceMessenger:
         self.trace = Trace(self.graph_type)
         super().__enter__()
-        return self.trace
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -82,8 +82,9 @@ class TraceHandler:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function and return what it returns."""
         with self.msngr:
-            trace = self.msngr.trace
-            trace.add_node("_INPUT", name="_INPUT", type="args", args=args, kwargs=kwargs)
+            trace, ends = self.msngr.trace, not self.msngr.param_only
+            if ends:
+                trace.add_node("_INPUT", name="_INPUT", type="args", args=args, kwargs=kwargs)
             try:
                 value = self.fn(*args, **kwargs)
             except (ValueError, RuntimeError) as error:
@@ -93,7 +94,8 @@ class TraceHandler:
                     error.shapes = table  # type: ignore[union-attr]
                     add_detail(error, table)
                 raise
-            trace.add_node("_RETURN", name="_RETURN", type="return", value=value)
+            if ends:
+                trace.add_node("_RETURN", name="_RETURN", type="return", value=value)
         return value
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:

@@ -1,5 +1,6 @@
 """Inference: stochastic variational inference, its losses, and posterior containers."""
 
+from sumprod.infer import autoguide
 from sumprod.infer._planned import (
     CSIS,
     SVGD,
@@ -11,9 +12,17 @@ from sumprod.infer._planned import (
     TraceTMC_ELBO,
 )
 from sumprod.infer._training import EarlyStopping
-from sumprod.infer.abstract_infer import TracePosterior
+from sumprod.infer.abstract_infer import (
+    EmpiricalMarginal,
+    Marginals,
+    SavedPosterior,
+    TracePosterior,
+    TracePredictive,
+)
 from sumprod.infer.elbo import ELBO, ELBOModule
 from sumprod.infer.enum import get_importance_trace
+from sumprod.infer.importance import Importance, psis_diagnostic, vectorized_importance_weights
+from sumprod.infer.predictive import MHResampler, Predictive, WeighedPredictive
 from sumprod.infer.renyi_elbo import RenyiELBO
 from sumprod.infer.svi import SVI
 from sumprod.infer.svi_checkpoint import Checkpoint
@@ -29,18 +38,29 @@ __all__ = [
     "Checkpoint",
     "ELBOModule",
     "EarlyStopping",
+    "EmpiricalMarginal",
     "EnergyDistance",
+    "Importance",
+    "MHResampler",
+    "Marginals",
+    "Predictive",
     "RenyiELBO",
     "ReweightedWakeSleep",
     "SMCFilter",
+    "SavedPosterior",
     "TraceMeanField_ELBO",
     "TracePosterior",
+    "TracePredictive",
     "TraceTMC_ELBO",
     "TraceTailAdaptive_ELBO",
     "Trace_ELBO",
     "Trace_MMD",
+    "WeighedPredictive",
+    "autoguide",
     "enable_validation",
     "get_importance_trace",
     "is_validation_enabled",
+    "psis_diagnostic",
     "validation_enabled",
+    "vectorized_importance_weights",
 ]

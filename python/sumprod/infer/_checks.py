@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from itertools import zip_longest
 from typing import Any
 
+from sumprod.distributions.unit import Unit
 from sumprod.errors import add_detail
-from sumprod.handlers.util import site_is_subsample
+from sumprod.handlers.util import site_is_factor, site_is_subsample
 
 __all__ = [
     "MissingGuideSiteError",
@@ -89,7 +90,8 @@ def check_model_guide_match(model_trace: Any, guide_trace: Any, max_plate_nestin
             plate is not in the model.
 
     Raises:
-        ValueError: the event dims or the shapes of a site differ between the two.
+        ValueError: the event dims or the shapes of a site differ between the two, or a factor in the guide
+            does not say `has_rsample`.
     """
     model_nodes, guide_nodes = model_trace.nodes, guide_trace.nodes
     missing: list[str] = []
@@ -124,6 +126,8 @@ def _check_names(model_nodes: Any, guide_nodes: Any, missing: list[str]) -> None
         if infer.get("is_auxiliary"):
             if latent:
                 auxiliary_in_model.append(name)
+            if site["is_observed"] and site_is_factor(site):
+                _check_guide_factor(site)
         elif not latent and not infer.get("_deterministic"):
             (plates if site_is_subsample(site) else extra).append(name)
     if auxiliary_in_model:
@@ -145,6 +149,20 @@ def _check_names(model_nodes: Any, guide_nodes: Any, missing: list[str]) -> None
         _warn(
             f"Found plate statements in guide but not model: {_quoted(plates)}. A guide shares the model's"
             " minibatch only through a plate of the same name"
+        )
+
+
+def _check_guide_factor(site: Any) -> None:
+    """A factor in a guide must say how it depends on the draws: gradients differ."""
+    fn = site["fn"]
+    while not isinstance(fn, Unit):
+        fn = fn.base_dist
+    if "has_rsample" not in vars(fn):
+        raise _error(
+            site,
+            f"missing specification of has_rsample at guide site '{site['name']}'"
+            f"{describe_plates(site['cond_indep_stack'])}: write factor(..., has_rsample=True) when it"
+            " depends on reparameterised draws only, has_rsample=False otherwise",
         )
 
 

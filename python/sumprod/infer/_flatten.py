@@ -1,14 +1,15 @@
 """Take a trace apart into a structure and leaves, and put it together again.
 
-The structure is a list of tokens: container types, keys, tensor shapes. Two runs of a program that
-takes the same path have equal structures, so their leaves line up and can be stacked.
+The structure is a list of tokens: keys, container types, tensor shapes. Two runs of a program that
+take the same path have equal structures, so their leaves line up and can be stacked. Traces are
+taken apart in great numbers: tokens are plain tuples, those without data made once.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +20,9 @@ from sumprod.distributions.distribution import Distribution
 from sumprod.handlers.indep import CondIndepStackFrame
 from sumprod.handlers.trace_struct import Trace
 
-__all__ = ["PLAIN", "Flat", "flatten", "rebuild_site", "unflatten"]
+__all__ = ["PLAIN", "Flat", "Recipe", "compile_sites", "flatten"]
 
-# Leaves that are told apart by value; also the fast path, since most entries of a message are of these.
+# Leaves that are told apart by value. Most entries of a message are of these types.
 PLAIN = frozenset(
     (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device, CondIndepStackFrame)
 )
@@ -32,37 +33,20 @@ _DERIVED = frozenset(
 # Per-object caches of torch's transforms: they hold tensors of one call and weak references.
 _TRANSFORM_STATE = {"_inv": None, "_cached_x_y": (None, None)}
 _TAKEN_APART = (Distribution, torch.distributions.Distribution, Transform)
-_LEAF = "leaf"
+_STRIDED = torch.strided
 
+# Tokens. A site is (name, keys of its message). Inside sites:
+_LEAF = "leaf"  # an object kept as it is; takes one leaf
+_TENSOR = (
+    "tensor"  # ("tensor", stored shape, full shape or None, dtype, device or None for the CPU); one leaf
+)
+_SHARED = "shared"  # ("shared", leaf, full shape or None): the same tensor object as an earlier leaf
+_OBJECT = "object"  # ("object", type, attribute names), followed by the attributes
+_ITEMS = "items"  # ("items", type, keys), followed by the entries of a dict, list or tuple
 
-class TensorToken(NamedTuple):
-    """A tensor leaf; `shape` is the full one where the leaf has broadcast dims cut to size 1."""
+_EMPTY: dict[Any, Any] = {kind: (_ITEMS, kind, ()) for kind in (dict, tuple)}
 
-    stored: torch.Size
-    shape: torch.Size | None
-    dtype: torch.dtype
-    device: torch.device
-
-
-class ObjectToken(NamedTuple):
-    """A distribution or transform, taken apart into its attributes."""
-
-    type: type
-    keys: tuple[str, ...]
-
-
-class ContainerToken(NamedTuple):
-    """A dict, list or tuple; `keys` of a dict, otherwise as many numbers as there are entries."""
-
-    type: type
-    keys: tuple[Any, ...]
-
-
-class SharedToken(NamedTuple):
-    """The same tensor object as an earlier leaf of this trace."""
-
-    leaf: int
-    shape: torch.Size | None
+_Place = tuple[int, torch.Size | None]  # of a tensor: its leaf, and its full shape if the leaf is cut
 
 
 class Flat(NamedTuple):
@@ -70,141 +54,145 @@ class Flat(NamedTuple):
 
     tokens: list[Any]
     leaves: list[Any]
-    values: dict[str, tuple[int, torch.Size | None]]
-    """For each site with a tensor value: its leaf, and its full shape if the leaf is cut."""
-    places: dict[str, tuple[int, int]]
-    """For each site: the numbers of its first token and of its first leaf."""
+    values: dict[str, _Place]
+    """For each site with a tensor value: where it is."""
 
 
 class _Flattener:
-    def __init__(self) -> None:
+    def __init__(self, cut: Callable[[Tensor], Tensor] | None) -> None:
         self.tokens: list[Any] = []
         self.leaves: list[Any] = []
-        self._seen: dict[int, tuple[int, torch.Size | None]] = {}
+        self._cut = cut
+        self._seen: dict[int, _Place] = {}
+
+    def add_all(self, entries: Any) -> None:
+        tokens, leaves = self.tokens, self.leaves
+        for entry in entries:
+            if type(entry) in PLAIN:
+                tokens.append(_LEAF)
+                leaves.append(entry)
+            else:
+                self.add(entry)
 
     def add(self, item: Any) -> None:
         kind = type(item)
-        if kind in PLAIN:
-            self.tokens.append(_LEAF)
-            self.leaves.append(item)
-        elif isinstance(item, Tensor):
+        if isinstance(item, Tensor):
             self.add_tensor(item)
-        elif kind in (dict, OrderedDict):
-            self.tokens.append(ContainerToken(kind, tuple(item)))
-            for entry in item.values():
-                self.add(entry)
-        elif kind in (list, tuple) or (isinstance(item, tuple) and hasattr(item, "_fields")):
-            self.tokens.append(ContainerToken(kind, tuple(range(len(item)))))
-            for entry in item:
-                self.add(entry)
+        elif kind is dict or kind is OrderedDict:
+            self.tokens.append((_ITEMS, kind, tuple(item)))
+            self.add_all(item.values())
+        elif kind is list or kind is tuple or (isinstance(item, tuple) and hasattr(item, "_fields")):
+            if kind in PLAIN:
+                self.tokens.append(_LEAF)
+                self.leaves.append(item)
+                return
+            self.tokens.append((_ITEMS, kind, tuple(range(len(item)))))
+            self.add_all(item)
         elif isinstance(item, _TAKEN_APART) and not isinstance(item, torch.nn.Module):
-            state = _state(item)
-            self.tokens.append(ObjectToken(kind, tuple(state)))
-            for entry in state.values():
-                self.add(entry)
+            state = vars(item)
+            if isinstance(item, Transform):
+                state = {**state, **_TRANSFORM_STATE}
+            self.tokens.append((_OBJECT, kind, tuple(state)))
+            self.add_all(state.values())
         else:
             self.tokens.append(_LEAF)
             self.leaves.append(item)
 
-    def add_tensor(self, tensor: Tensor) -> tuple[int, torch.Size | None]:
+    def add_tensor(self, tensor: Tensor) -> _Place:
         known = self._seen.get(id(tensor))
         if known is not None:
-            self.tokens.append(SharedToken(*known))
+            self.tokens.append((_SHARED, *known))
             return known
-        # A constant that a plate has expanded is stored once, not once per replicate.
         shape = None
         stored = tensor
-        if tensor.layout is torch.strided and 0 in tensor.stride():
+        if tensor.layout is _STRIDED and 0 in tensor.stride():
+            # A constant that a plate has expanded is stored once, not once per replicate.
             for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
                 if stride == 0 and size > 1:
                     shape = tensor.shape
                     stored = stored.narrow(dim, 0, 1)
         place = self._seen[id(tensor)] = (len(self.leaves), shape)
-        self.tokens.append(TensorToken(stored.shape, shape, stored.dtype, stored.device))
-        self.leaves.append(stored)
+        device = None if stored.is_cpu else stored.device
+        self.tokens.append((_TENSOR, stored.shape, shape, stored.dtype, device))
+        self.leaves.append(stored if self._cut is None else self._cut(stored))
         return place
 
 
-def _state(item: Any) -> dict[str, Any]:
-    state = vars(item)
-    return {**state, **_TRANSFORM_STATE} if isinstance(item, Transform) else state
+@functools.lru_cache(maxsize=256)
+def _kept_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key for key in keys if key not in _DERIVED)
 
 
-def flatten(trace: Trace) -> Flat:
-    """Take a trace apart. Leaves are the trace's own tensors (or views of them) and other objects."""
-    flattener = _Flattener()
+def flatten(trace: Trace, cut: Callable[[Tensor], Tensor] | None = None) -> Flat:
+    """Take a trace apart.
+
+    Leaves are the trace's tensors, or what `cut` makes of them (without broadcast dims), and other
+    objects as they are. Equal tokens are equal structures.
+    """
+    flattener = _Flattener(cut)
     tokens, leaves = flattener.tokens, flattener.leaves
-    values: dict[str, tuple[int, torch.Size | None]] = {}
-    places: dict[str, tuple[int, int]] = {}
+    values: dict[str, _Place] = {}
     tokens.append((trace.graph_type, tuple(trace.edges)))
     for name, site in trace.nodes.items():
-        places[name] = (len(tokens), len(leaves))
-        kept = {key: item for key, item in site.items() if key not in _DERIVED}
-        tokens.append((name, tuple(kept)))
-        for key, item in kept.items():
-            if key == "value" and isinstance(item, Tensor):
+        keys = _kept_keys(tuple(site))
+        tokens.append((name, keys))
+        for key in keys:
+            item = site[key]
+            kind = type(item)
+            if kind in PLAIN:
+                tokens.append(_LEAF)
+                leaves.append(item)
+            elif kind in _EMPTY and not item:
+                tokens.append(_EMPTY[kind])
+            elif key == "value" and isinstance(item, Tensor):
                 values[name] = flattener.add_tensor(item)
             else:
                 flattener.add(item)
-    return Flat(tokens, leaves, values, places)
+    return Flat(tokens, leaves, values)
 
 
-def unflatten(tokens: list[Any], leaves: Sequence[Any]) -> Trace:
-    """The trace with the given structure and leaves; containers and sites are new objects."""
-    rest = iter(tokens)
-    graph_type, edges = next(rest)
-    trace = Trace(graph_type)
-    builder = _Builder(rest, leaves)
-    for name, keys in rest:
-        trace.nodes[name] = builder.site(keys)
-    for before, after in edges:
-        trace.add_edge(before, after)
-    return trace
+class Recipe(NamedTuple):
+    """How to put an entry of a site together from leaves."""
 
+    kind: str
+    leaf: int
+    shape: torch.Size | None
+    type: Any
+    parts: list[tuple[Any, Recipe]]
 
-def rebuild_site(tokens: list[Any], leaves: Sequence[Any], place: tuple[int, int]) -> dict[str, Any]:
-    """One site of the trace with the given structure and leaves."""
-    first, leaf = place
-    _, keys = tokens[first]
-    return _Builder(itertools.islice(tokens, first + 1, None), leaves, leaf).site(keys)
-
-
-class _Builder:
-    def __init__(self, tokens: Iterator[Any], leaves: Sequence[Any], position: int = 0) -> None:
-        self.tokens = tokens
-        self.leaves = leaves
-        self.position = position  # of the next leaf
-        self.tensors: dict[tuple[int, Any], Tensor] = {}
-
-    def site(self, keys: tuple[str, ...]) -> dict[str, Any]:
-        site = {key: self.build() for key in keys}
-        if site["type"] in ("sample", "param"):
-            site["continuation"] = None
-        return site
-
-    def build(self) -> Any:
-        token = next(self.tokens)
-        if token is _LEAF:
-            self.position += 1
-            return self.leaves[self.position - 1]
-        if isinstance(token, TensorToken):
-            self.position += 1
-            return self._tensor(self.position - 1, token.shape)
-        if isinstance(token, SharedToken):
-            return self._tensor(token.leaf, token.shape)
-        items = [self.build() for _ in token.keys]
-        if isinstance(token, ObjectToken):
-            whole: Any = object.__new__(token.type)
-            vars(whole).update(zip(token.keys, items, strict=True))
+    def make(self, leaf: Callable[[int], Any]) -> Any:
+        """The entry, from a function that gives the leaf of a number. Containers are new objects."""
+        if self.kind == _LEAF:
+            return leaf(self.leaf)
+        if self.kind == _TENSOR:
+            value = leaf(self.leaf)
+            return value if self.shape is None else value.expand(self.shape)
+        if self.kind == _OBJECT:
+            whole: Any = object.__new__(self.type)
+            vars(whole).update({key: part.make(leaf) for key, part in self.parts})
             return whole
-        if token.type in (dict, OrderedDict):
-            return token.type(zip(token.keys, items, strict=True))
-        return token.type(*items) if hasattr(token.type, "_fields") else token.type(items)
+        if self.type is dict or self.type is OrderedDict:
+            return self.type((key, part.make(leaf)) for key, part in self.parts)
+        items = [part.make(leaf) for _, part in self.parts]
+        return self.type(*items) if hasattr(self.type, "_fields") else self.type(items)
 
-    def _tensor(self, leaf: int, shape: torch.Size | None) -> Any:
-        if shape is None:
-            return self.leaves[leaf]
-        key = (leaf, shape)
-        if key not in self.tensors:
-            self.tensors[key] = self.leaves[leaf].expand(shape)
-        return self.tensors[key]
+
+def compile_sites(tokens: list[Any]) -> dict[str, list[tuple[str, Recipe]]]:
+    """For each site, the recipes of the keys of its message."""
+    rest = iter(tokens[1:])
+    count = 0
+
+    def parse() -> Recipe:
+        nonlocal count
+        token = next(rest)
+        if token == _LEAF or token[0] == _TENSOR:
+            count += 1
+            if token == _LEAF:
+                return Recipe(_LEAF, count - 1, None, None, [])
+            return Recipe(_TENSOR, count - 1, token[2], None, [])
+        kind, first, second = token
+        if kind == _SHARED:
+            return Recipe(_TENSOR, first, second, None, [])
+        return Recipe(kind, -1, None, first, [(key, parse()) for key in second])
+
+    return {name: [(key, parse()) for key in keys] for name, keys in rest}

@@ -1,14 +1,9 @@
 """Log-densities of the sites of a trace, many sites of one family in one call.
 
-A program with a hundred scalar Normal sites would spend most of a step on a hundred small densities,
-each with half a dozen operators, a validation and an autograd graph of its own. Here the values and
-the parameters of such sites are stacked and the family's own `log_prob` runs once on the stack, so that
-formula, validation and gradient stay those of the family. The results are views of the stacked result:
-sites get the same entries as from `Trace.compute_log_prob`.
-
-Sites take part when they are unmasked, unscaled, small, of a family listed in `_PARAMETERS` (perhaps
-under `to_event`), and their value has exactly the shape of the distribution. When the stacked call
-raises, its sites are evaluated one by one, so that the error names the site.
+Sites take part when they are unmasked, small, of a family that can be stacked (perhaps under `to_event`),
+scaled by equal numbers, and when their value has exactly the shape of the distribution. Sites get the same
+entries as from `Trace.compute_log_prob`, as views of the stacked result. When the stacked call raises, its
+sites are evaluated one by one, so that the error names the site.
 """
 
 from __future__ import annotations
@@ -19,27 +14,15 @@ from typing import Any
 
 import torch
 
-from sumprod import distributions
 from sumprod._numeric import warn_if_inf, warn_if_nan
+from sumprod.distributions import Independent
 from sumprod.handlers.trace_struct import Trace, sum_tensors
+from sumprod.infer._stacked_family import family_key, stack_family
 from sumprod.settings import state
 
-__all__ = ["compute_log_probs", "log_prob_total", "warn_of_sites"]
+__all__ = ["FEWEST_SITES", "compute_log_probs", "log_prob_total", "warn_of_sites"]
 
-dist: Any = distributions  # its families are made at import, unseen by type checkers
-
-# The parameters that a family's log_prob reads, all of the batch shape.
-_PARAMETERS: dict[type, tuple[str, ...]] = {
-    dist.Normal: ("loc", "scale"),
-    dist.Laplace: ("loc", "scale"),
-    dist.Cauchy: ("loc", "scale"),
-    dist.Gamma: ("concentration", "rate"),
-    dist.Exponential: ("rate",),
-    dist.Poisson: ("rate",),
-}
-
-_FEWEST_SITES = 3  # below that, stacking costs more than it saves
-_MOST_ELEMENTS = 256  # above that, an operator's work exceeds its overhead and copies cost more
+FEWEST_SITES = 3  # below that, stacking costs more than it saves
 
 _GROUP = "log_prob_group"
 
@@ -74,61 +57,46 @@ def compute_log_probs(trace: Trace, site_filter: Callable[[str, Any], bool] | No
             if key is not None:
                 groups.setdefault(key, []).append((site, fn))
     for key, members in groups.items():
-        if len(members) >= _FEWEST_SITES:
-            _evaluate(key[1], members)
+        if len(members) >= FEWEST_SITES:
+            _evaluate(members, *key[:2])
     trace.compute_log_prob(site_filter)
 
 
 def _group_key(site: Any) -> tuple[Any, Any]:
     """What sites must share to be evaluated together, and the distribution under `to_event`."""
-    if site["mask"] is not None or site["args"] or site["kwargs"]:
+    scale, fn, value = site["scale"], site["fn"], site["value"]
+    if site["mask"] is not None or site["args"] or site["kwargs"] or isinstance(scale, torch.Tensor):
         return None, None
-    scale = site["scale"]
-    if isinstance(scale, torch.Tensor) or scale != 1.0:
-        return None, None
-    fn, value = site["fn"], site["value"]
     event_dims = 0
-    if type(fn) is dist.Independent:
+    if type(fn) is Independent:
         event_dims = fn.reinterpreted_batch_ndims
         fn = fn.base_dist
-    names = _PARAMETERS.get(type(fn))
-    if names is None or not isinstance(value, torch.Tensor):
+    key = family_key(fn)
+    if key is None or not isinstance(value, torch.Tensor):
         return None, None
-    shape = value.shape
-    if shape != fn._batch_shape or value.numel() > _MOST_ELEMENTS:
+    # A parameter on the CPU may meet a value on a GPU as a scalar, which a stack is not: same device only.
+    if value.shape != fn._batch_shape or value.device != key[0]:
         return None, None
-    device = value.device
-    members = fn.__dict__
-    dtypes = []
-    for name in names:
-        parameter = members[name]
-        # A parameter on the CPU may meet a value on a GPU only as a scalar, which a stack is not.
-        if parameter.device != device:
-            return None, None
-        dtypes.append(parameter.dtype)
-    return (type(fn), event_dims, shape, value.dtype, device, fn._validate_args, *dtypes), fn
+    return (scale, event_dims, value.dtype, key), fn
 
 
-def _evaluate(event_dims: int, members: list[tuple[Any, Any]]) -> None:
-    first = members[0][1]
-    cls: Any = type(first)
-    stacked = cls.__new__(cls)
-    for name in _PARAMETERS[cls]:
-        stacked.__dict__[name] = torch.stack([fn.__dict__[name] for _, fn in members])
-    stacked._batch_shape = torch.Size((len(members), *first._batch_shape))
-    stacked._event_shape = first._event_shape
-    stacked._validate_args = first._validate_args
+def _evaluate(members: list[tuple[Any, Any]], scale: float, event_dims: int) -> None:
+    stacked = stack_family([fn for _, fn in members])
     try:
         log_prob = stacked.log_prob(torch.stack([site["value"] for site, _ in members]))
     except ValueError:
         return  # evaluated one by one, the site at fault raises the error that names it
     if event_dims:
         log_prob = log_prob.flatten(-event_dims).sum(-1)
-    each = log_prob.unbind()
+    unscaled = each = log_prob.unbind()
+    if scale != 1.0:
+        log_prob = log_prob * scale
+        each = log_prob.unbind()
     sums = each if log_prob.dim() == 1 else log_prob.flatten(1).sum(1).unbind()
     group = _Group(log_prob.sum(), {site["name"]: sums[i] for i, (site, _) in enumerate(members)})
     for i, (site, _) in enumerate(members):
-        site["unscaled_log_prob"] = site["log_prob"] = each[i]
+        site["unscaled_log_prob"] = unscaled[i]
+        site["log_prob"] = each[i]
         site["log_prob_sum"] = sums[i]
         site[_GROUP] = group
 

@@ -143,7 +143,9 @@ def information_criterion(
     if not densities:
         raise ValueError("information_criterion: sites is empty; name at least one observed site")
     parts = list(densities.values())
-    joined = parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], dim=1)
+    joined = (
+        parts[0] if len(parts) == 1 else torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+    )
     if joined.shape[0] < 2:
         raise ValueError("information_criterion: needs at least 2 traces, got 1")
     log_weights = log_weights.to(joined.device)

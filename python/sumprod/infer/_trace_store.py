@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sumprod.handlers.trace_struct import Trace
-from sumprod.infer._flatten import PLAIN, Flat, flatten, rebuild_site, unflatten
+from sumprod.infer._flatten import PLAIN, Flat, Recipe, compile_sites, flatten
 
 __all__ = ["TraceStore"]
 
 _CHUNK = 64  # traces that wait to be stacked
+_SMALL = 1024  # tensors of so few elements are compared all at once
 _CHUNK_BYTES = 1 << 26
 
 
@@ -41,10 +42,8 @@ class TraceStore(Sequence[Trace]):
 
     def append(self, trace: Trace) -> None:
         """Add a trace."""
-        flat = flatten(trace)
-        if self.detach:
-            # Cut each tensor now: the graph can go, and parameters may change before the next trace.
-            flat.leaves[:] = [self._cut(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flat.leaves]
+        # Tensors are cut now: the graph can go, and parameters may change before the next trace.
+        flat = flatten(trace, self._cut if self.detach else None)
         number = self._group_of(flat)
         self._where.append((number, self._groups[number].append(flat.leaves)))
 
@@ -101,7 +100,7 @@ class TraceStore(Sequence[Trace]):
     __hash__ = None  # type: ignore[assignment]
 
     def _missing(self, name: str, index: int) -> KeyError:
-        sites = list(self._groups[self._where[index][0]].places)
+        sites = list(self._groups[self._where[index][0]].sites)
         return KeyError(f"no site '{name}' in trace {index}: its sites are {sites}")
 
     def site(self, index: int, name: str) -> dict[str, Any]:
@@ -112,7 +111,7 @@ class TraceStore(Sequence[Trace]):
         """
         number, row = self._where[index]
         group = self._groups[number]
-        if name not in group.places:
+        if name not in group.sites:
             raise self._missing(name, index)
         return group.site(row, name)
 
@@ -144,7 +143,7 @@ class TraceStore(Sequence[Trace]):
         """
         stacks = []
         for number, group in enumerate(self._groups):
-            if name not in group.places:
+            if name not in group.sites:
                 raise self._missing(name, next(i for i, (n, _) in enumerate(self._where) if n == number))
             stacks.append(group.stack(name))
         if len(stacks) == 1:
@@ -167,9 +166,10 @@ class _Group:
     def __init__(self, flat: Flat) -> None:
         self.tokens = flat.tokens
         self.values = flat.values
-        self.places = flat.places
+        self.sites = compile_sites(flat.tokens)
         self.columns: list[_Column] = [_column(leaf) for leaf in flat.leaves]
         self._pending: list[list[Any]] = []
+        self._constant: dict[str, tuple[dict[str, Any], list[tuple[str, Recipe]]]] = {}
         self._count = 0
         size = sum(leaf.nbytes for leaf in flat.leaves if isinstance(leaf, Tensor))
         self._chunk = max(1, min(_CHUNK, _CHUNK_BYTES // max(1, size)))
@@ -187,6 +187,7 @@ class _Group:
             for column, entries in zip(self.columns, zip(*self._pending, strict=True), strict=True):
                 column.extend(entries)
             self._pending = []
+            self._constant = {}
 
     def finish(self) -> None:
         self._flush()
@@ -195,11 +196,46 @@ class _Group:
 
     def trace(self, row: int) -> Trace:
         self._flush()
-        return unflatten(self.tokens, _Row(self.columns, row))
+        graph_type, edges = self.tokens[0]
+        trace = Trace(graph_type)
+        for name in self.sites:
+            trace.nodes[name] = self._site(row, name)
+        for before, after in edges:
+            trace.add_edge(before, after)
+        return trace
 
     def site(self, row: int, name: str) -> dict[str, Any]:
         self._flush()
-        return rebuild_site(self.tokens, _Row(self.columns, row), self.places[name])
+        return self._site(row, name)
+
+    def _site(self, row: int, name: str) -> dict[str, Any]:
+        known = self._constant.get(name)
+        if known is None:
+            known = self._constant[name] = self._divide(name)
+        constant, varying = known
+        site = dict(constant)
+        columns = self.columns
+
+        def leaf(number: int) -> Any:
+            return columns[number].get(row)
+
+        for key, recipe in varying:
+            site[key] = recipe.make(leaf)
+        return site
+
+    def _divide(self, name: str) -> tuple[dict[str, Any], list[tuple[str, Recipe]]]:
+        """The entries of a site that all traces share, with places for the others, and the others."""
+        site: dict[str, Any] = {}
+        varying = []
+        for key, recipe in self.sites[name]:
+            site[key] = None
+            if recipe.kind == "leaf" and self.columns[recipe.leaf].entries is None:
+                site[key] = self.columns[recipe.leaf].first
+            else:
+                varying.append((key, recipe))
+        if site["type"] in ("sample", "param"):
+            site["continuation"] = None
+        return site, varying
 
     def stack(self, name: str) -> Tensor:
         """The values of a site, (count, ...)."""
@@ -213,20 +249,6 @@ class _Group:
         leaf, shape = self.values[name]
         stacked = self.columns[leaf].stacked(self._count)
         return stacked if shape is None else stacked.expand(self._count, *shape)
-
-
-class _Row(Sequence[Any]):
-    """The leaves of one trace, fetched when asked for."""
-
-    def __init__(self, columns: list[_Column], row: int) -> None:
-        self._columns = columns
-        self._row = row
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-    def __getitem__(self, leaf: Any) -> Any:
-        return self._columns[leaf].get(self._row)
 
 
 class _Column:
@@ -267,20 +289,26 @@ class _TensorColumn(_Column):
     pieces: list[Tensor] | None = None
 
     def extend(self, entries: tuple[Any, ...]) -> None:
-        if self.pieces is None and not self._all_same(entries):
-            self.pieces = [self.first.expand(self.count, *self.first.shape)] if self.count else []
-        if self.pieces is not None:
+        if self.pieces is None and not all(entry is self.first for entry in entries):
+            self._extend_unlike(entries)
+        elif self.pieces is not None:
             self.pieces.append(torch.stack(entries))
         self.count += len(entries)
 
-    def _all_same(self, entries: tuple[Tensor, ...]) -> bool:
+    def _extend_unlike(self, entries: tuple[Tensor, ...]) -> None:
+        """Add the first entries that are not the object `first`. Equal contents count as the same."""
         first = self.first
-        if all(entry is first for entry in entries):
-            return True
-        # Equal contents count as the same, unless gradients tell the tensors apart.
-        if first.requires_grad or any(entry.requires_grad for entry in entries):
-            return False
-        return all(entry is first or torch.equal(entry, first) for entry in entries)
+        stack = torch.stack(entries) if first.numel() <= _SMALL else None
+        # Gradients tell tensors of equal contents apart.
+        if not first.requires_grad and not any(entry.requires_grad for entry in entries):
+            if stack is not None:
+                same = bool((stack == first).all())
+            else:
+                same = all(entry is first or torch.equal(entry, first) for entry in entries)
+            if same:
+                return
+        self.pieces = [first.expand(self.count, *first.shape)] if self.count else []
+        self.pieces.append(torch.stack(entries) if stack is None else stack)
 
     def finish(self) -> None:
         if self.pieces is not None and len(self.pieces) > 1:

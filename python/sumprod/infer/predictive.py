@@ -1,298 +1,219 @@
-"""Draws from prior and posterior predictive distributions, as stacked samples."""
+"""Predictive distributions: samples of a model's sites, plain or weighted."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sumprod._random import preserve_rng_state
-from sumprod.handlers import block, condition, mask, replay, trace
-from sumprod.handlers.plate import plate
+from sumprod.handlers import replay, trace
 from sumprod.handlers.trace_struct import Trace
-from sumprod.handlers.util import site_is_subsample
-from sumprod.infer._nesting import deepest_plate
+from sumprod.handlers.util import prune_subsample_sites
+from sumprod.infer._log_weights import LogWeightsMixin
+from sumprod.infer._particles import per_particle
+from sumprod.infer._predictive import Predictive
 
-__all__ = ["Predictive"]
-
-PLATE = "_num_predictive_samples"
+__all__ = ["MHResampler", "Predictive", "WeighedPredictive", "WeighedPredictiveResults"]
 
 
-class Predictive(nn.Module):
-    """Samples of a model's sites, given samples of some of them, a guide that draws some, or nothing.
+@dataclass
+class WeighedPredictiveResults(LogWeightsMixin):
+    """Samples with importance weights; n samples.
 
-    Call it with the model's arguments. Latent sites take the posterior samples (or the guide's draws)
-    and the rest is sampled; to generate data, pass None where the model takes the data.
+    Attributes:
+        samples: site -> tensor of shape (n, ...), as of `Predictive`.
+        log_weights: shape (n,), model_log_prob - guide_log_prob.
+        guide_log_prob: shape (n,), log-density of the guide at its draws.
+        model_log_prob: shape (n,), log-density of the guide's draws and the data under the model.
+    """
 
-    Args:
-        model: the program.
-        posterior_samples: site -> tensor of shape (n,) + value shape, all of one n.
-        guide: draws of the latent sites, instead of `posterior_samples`.
-        num_samples: n, if not given by `posterior_samples`.
-        return_sites: names of the sites to return; "_RETURN" is the model's return value. By default
-            all sample sites that are not in `posterior_samples`, plate indices excepted. None: all.
-        parallel: run once, inside an outermost plate of n samples; faster, and needs a program that
-            broadcasts.
-        squeeze: leave out the dims of size 1 described below.
-        chunk: with `parallel`, the largest number of samples per run, to bound memory.
+    samples: Any
+    log_weights: Tensor
+    guide_log_prob: Tensor
+    model_log_prob: Tensor
 
-    Returns (of a call): dict site -> tensor of shape (n,) + batch shape + event shape. The batch shape is
-    padded with dims of size 1 on its left to as many dims as the model's plates use: a global scalar beside
-    a plate has shape (n, 1). `squeeze=True` gives it the shape (n,).
+    def clone(self) -> WeighedPredictiveResults:
+        """A copy with tensors of its own."""
+        return self._map(lambda tensors: tensors[0].clone(), [self])
 
-    Runs without gradients and with all densities masked out. A trial run finds shapes; it leaves the random
-    generator as it was, so that sequential draws are those of n ordinary runs.
+    @staticmethod
+    def _map(
+        combine: Callable[[list[Tensor]], Tensor], results: Sequence[WeighedPredictiveResults]
+    ) -> WeighedPredictiveResults:
+        """Each tensor of the result is made of the same tensor of all `results`."""
+        parts: dict[str, Any] = {
+            field.name: combine([getattr(result, field.name) for result in results])
+            for field in fields(WeighedPredictiveResults)
+            if field.name != "samples"
+        }
+        sites = results[0].samples
+        parts["samples"] = {site: combine([result.samples[site] for result in results]) for site in sites}
+        return WeighedPredictiveResults(**parts)
+
+
+class WeighedPredictive(Predictive):
+    """Samples of a model with latent values drawn by a guide, and the importance weights of the draws.
+
+    Takes the arguments of `Predictive`; a guide is required. Called with the model's arguments and
+    optionally `model_guide`, the model with the data that the guide was fitted to; by default `model`,
+    which must then have data. A weight is the density of the guide's draws and the data under `model_guide`,
+    divided by the guide's density. Other latent sites of `model_guide` are drawn from it, which cancels
+    their densities. Weighted estimates, as of `ops.stats.weighed_quantile`, correct for an inexact guide.
 
     Raises:
-        ValueError: neither samples nor their number, or both samples and a guide, are given; sites have
-            different shapes in different runs.
-        TypeError: the return value is asked for and not a tensor.
+        ValueError: there is no guide.
+    """
 
-    Warns when `posterior_samples` disagree on n, or with `num_samples`: the tensors win, the last one over
-    the others.
+    def forward(  # type: ignore[override]
+        self, *args: Any, model_guide: Callable[..., Any] | None = None, **kwargs: Any
+    ) -> WeighedPredictiveResults:
+        """Samples and weights, given the model's arguments."""
+        if self.guide is None:
+            raise ValueError(
+                "WeighedPredictive needs a guide: weights compare the model with what drew the samples"
+            )
+        weighed = self.model if model_guide is None else model_guide
+        model_parts: list[Tensor] = []
+        guide_parts: list[Tensor] = []
 
-    Example:
-        >>> import torch, sumprod
-        >>> from sumprod.distributions import Normal
-        >>> def model(data=None):
-        ...     loc = sumprod.sample("loc", Normal(0.0, 1.0))
-        ...     with sumprod.plate("data", 3):
-        ...         sumprod.sample("x", Normal(loc, 1.0), obs=data)
-        >>> {name: tuple(x.shape) for name, x in Predictive(model, num_samples=5)().items()}
-        {'loc': (5, 1), 'x': (5, 3)}
-        >>> Predictive(model, {"loc": torch.zeros(8)})()["x"].shape
-        torch.Size([8, 3])
+        def weigh(guide_trace: Trace, inside: Any, vectorized: tuple[int, int] | None) -> None:
+            model_trace = trace(replay(inside(weighed), trace=guide_trace)).get_trace(*args, **kwargs)
+            guide_trace = prune_subsample_sites(guide_trace)
+            model_trace = prune_subsample_sites(model_trace)
+            for name in model_trace.stochastic_nodes:
+                if name not in guide_trace:
+                    model_trace.remove_node(name)
+            model_parts.append(_log_prob(model_trace, vectorized))
+            guide_parts.append(_log_prob(guide_trace, vectorized))
+
+        with torch.no_grad():
+            samples = self._samples(args, kwargs, weigh)
+        model_log_prob, guide_log_prob = torch.cat(model_parts), torch.cat(guide_parts)
+        return WeighedPredictiveResults(
+            samples, model_log_prob - guide_log_prob, guide_log_prob, model_log_prob
+        )
+
+    def call(self, *args: Any, **kwargs: Any) -> WeighedPredictiveResults:  # type: ignore[override]
+        """As `forward`, with the samples as a tuple in the order of the sites' names."""
+        result: WeighedPredictiveResults = self(*args, **kwargs)
+        result.samples = tuple(result.samples[name] for name in sorted(result.samples))
+        return result
+
+
+def _log_prob(one: Trace, vectorized: tuple[int, int] | None) -> Tensor:
+    """Log-densities of the samples in a trace, shape (samples,)."""
+    if vectorized is None:
+        return torch.as_tensor(one.log_prob_sum()).reshape(1)
+    count, nesting = vectorized
+    one.compute_log_prob()
+    sites = [site for site in one.nodes.values() if site["type"] == "sample"]
+    terms = [per_particle(site["log_prob"], count, nesting) for site in sites]
+    return torch.stack(terms).sum(0) if terms else torch.zeros(count)
+
+
+class MHResampler(nn.Module):
+    """Equally weighted samples from weighted ones, by independent Metropolis-Hastings chains.
+
+    Each call draws new samples from `sampler`. Sample i of the new draw replaces sample i of the state with
+    probability min(1, w_new / w_old). The first call returns the draw itself; with more calls the
+    distribution comes nearer to the one that the weights stand for (Hastings 1970).
+
+    Args:
+        sampler: when called returns `WeighedPredictiveResults`, always of one size n; for example a
+            `WeighedPredictive`.
+        source_samples_slice: keep the draws of these calls, numbered from 0; by default of none.
+        stored_samples_slice: keep the states after these calls.
+
+    Attributes:
+        samples: the state, `WeighedPredictiveResults`; None before the first call.
+        transition_count: how often each sample has been replaced, shape (n,).
+        source_samples, stored_samples: what has been kept, lists.
     """
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        posterior_samples: Mapping[str, Tensor] | None = None,
-        guide: Callable[..., Any] | None = None,
-        num_samples: int | None = None,
-        return_sites: Iterable[str] | None = (),
-        parallel: bool = False,
-        *,
-        squeeze: bool = False,
-        chunk: int | None = None,
+        sampler: Callable[..., WeighedPredictiveResults],
+        source_samples_slice: slice = slice(0),
+        stored_samples_slice: slice = slice(0),
     ) -> None:
         super().__init__()
-        if posterior_samples is None:
-            if num_samples is None:
-                raise ValueError("Either posterior_samples or num_samples must be specified for Predictive.")
-        elif guide is not None:
+        self.sampler = sampler
+        self.source_samples_slice = source_samples_slice
+        self.stored_samples_slice = stored_samples_slice
+        self.samples: WeighedPredictiveResults | None = None
+        self.transition_count = torch.zeros(0, dtype=torch.int64)
+        self.source_samples: list[WeighedPredictiveResults] = []
+        self.stored_samples: list[WeighedPredictiveResults] = []
+        self._calls = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> WeighedPredictiveResults:
+        """Draw once more, given the arguments of `sampler`, and return the state."""
+        with torch.no_grad():
+            drawn = self.sampler(*args, **kwargs)
+            if _selects(self.source_samples_slice, self._calls):
+                self.source_samples.append(drawn)
+            if self.samples is None:
+                self.samples = drawn
+                self.transition_count = torch.zeros_like(drawn.log_weights, dtype=torch.int64)
+            else:
+                self._step(drawn)
+            if _selects(self.stored_samples_slice, self._calls):
+                self.stored_samples.append(self.samples)
+            self._calls += 1
+        return self.samples
+
+    def _step(self, drawn: WeighedPredictiveResults) -> None:
+        assert self.samples is not None
+        old, new = self.samples.log_weights, drawn.log_weights
+        if old.shape != new.shape:
             raise ValueError(
-                "`posterior_samples` cannot be provided with the `guide` argument of Predictive."
+                f"MHResampler: the sampler gave {len(new)} samples, {len(old)} before; the"
+                " number must not change"
             )
-        else:
-            num_samples = _sample_count(posterior_samples, num_samples)
-        if num_samples < 1:
-            raise ValueError(f"Predictive: num_samples must be positive, got {num_samples}")
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"Predictive: chunk must be positive, got {chunk}")
-        self.model = model
-        self.posterior_samples: dict[str, Tensor] = (
-            {} if posterior_samples is None else dict(posterior_samples)
-        )
-        self.guide = guide
-        self.num_samples = num_samples
-        self.return_sites = (return_sites,) if isinstance(return_sites, str) else return_sites
-        self.parallel = parallel
-        self.squeeze = squeeze
-        self.chunk = chunk
+        # A sample of weight zero is always replaced.
+        accept = (torch.rand_like(new).log() < new - old) | (old == -torch.inf)
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Samples by site, given the model's arguments."""
-        with torch.no_grad(), mask(mask=False):
-            layout = self._layout(args, kwargs)
-            names = self._names(layout)
-            run = self._run_parallel if self.parallel else self._run_sequential
-            return run(layout, names, args, kwargs)
+        def choose(tensors: list[Tensor]) -> Tensor:
+            before, after = tensors
+            return torch.where(accept.reshape(-1, *[1] * (after.dim() - 1)), after, before)
 
-    def call(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        """As `forward`, but the tensors alone, in the order of their names."""
-        samples = self(*args, **kwargs)
-        return tuple(samples[name] for name in sorted(samples))
+        self.samples = WeighedPredictiveResults._map(choose, [self.samples, drawn])
+        self.transition_count = self.transition_count + accept
 
-    def get_samples(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Deprecated name of `forward`."""
-        warnings.warn(
-            "Predictive.get_samples is deprecated: call the object itself", DeprecationWarning, stacklevel=2
-        )
-        return self(*args, **kwargs)  # type: ignore[no-any-return]
+    def get_min_sample_transition_count(self) -> Tensor:
+        """How often the sample replaced least often has been replaced."""
+        return self.transition_count.min()
 
-    def get_vectorized_trace(self, *args: Any, **kwargs: Any) -> Trace:
-        """The trace of one run of the model for all samples, inside a plate of samples."""
-        with torch.no_grad(), mask(mask=False):
-            layout = self._layout(args, kwargs)
-            return self._vectorized(layout, 0, self.num_samples, args, kwargs)
+    def get_total_transition_count(self) -> Tensor:
+        """How often samples have been replaced, in total."""
+        return self.transition_count.sum()
 
-    # ---- one run per sample
+    def get_source_samples(self) -> WeighedPredictiveResults:
+        """The kept draws, joined."""
+        return self.get_samples(self.source_samples)
 
-    def _run_sequential(
-        self, layout: _Layout, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        given = layout.shaped(self.posterior_samples, self.num_samples, pad=False)
-        columns: dict[str, list[Any]] = {name: [] for name in names}
-        for number in range(self.num_samples):
-            if self.guide is not None:
-                guide_trace = trace(self.guide).get_trace(*args, **kwargs)
-                run = replay(self.model, trace=guide_trace)
-            else:
-                run = condition(self.model, data={name: x[number] for name, x in given.items()})
-            nodes = trace(run).get_trace(*args, **kwargs).nodes
-            for name, column in columns.items():
-                if name not in nodes:
-                    raise ValueError(
-                        f"Predictive: run {number} of the model has no site '{name}'; run 0 has one"
-                    )
-                column.append(nodes[name]["value"])
-        return {name: self._shape(layout, name, _stack(name, column)) for name, column in columns.items()}
+    def get_stored_samples(self) -> WeighedPredictiveResults:
+        """The kept states, joined."""
+        return self.get_samples(self.stored_samples)
 
-    def _shape(self, layout: _Layout, name: str, samples: Tensor) -> Tensor:
-        """Pads the batch dims of samples of the natural shape."""
-        if self.squeeze:
-            return samples
-        return samples.reshape(len(samples), *[1] * layout.padding(name), *samples.shape[1:])
+    def get_samples(self, samples: Sequence[WeighedPredictiveResults]) -> WeighedPredictiveResults:
+        """Results joined along their samples.
 
-    # ---- all samples in one run
-
-    def _run_parallel(
-        self, layout: _Layout, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        step = self.num_samples if self.chunk is None else self.chunk
-        parts: dict[str, list[Tensor]] = {name: [] for name in names}
-        for start in range(0, self.num_samples, step):
-            count = min(step, self.num_samples - start)
-            nodes = self._vectorized(layout, start, count, args, kwargs).nodes
-            for name, part in parts.items():
-                value = _require_tensor(name, nodes[name]["value"])
-                part.append(self._shape(layout, name, layout.unpadded(name, value, count)))
-        return {name: part[0] if len(part) == 1 else torch.cat(part) for name, part in parts.items()}
-
-    def _vectorized(
-        self, layout: _Layout, start: int, count: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Trace:
-        def inside(fn: Callable[..., Any]) -> Callable[..., Any]:
-            def vectorized(*args: Any, **kwargs: Any) -> Any:
-                with plate(PLATE, count, dim=-layout.nesting - 1):
-                    return fn(*args, **kwargs)
-
-            return vectorized
-
-        if self.guide is not None:
-            guide_trace = trace(inside(self.guide)).get_trace(*args, **kwargs)
-            run = replay(inside(self.model), trace=guide_trace)
-        else:
-            part = {name: x[start : start + count] for name, x in self.posterior_samples.items()}
-            run = condition(inside(self.model), data=layout.shaped(part, count, pad=True))
-        vectorized: Trace = trace(run).get_trace(*args, **kwargs)
-        vectorized.remove_node(PLATE)
-        return vectorized
-
-    # ---- shapes and names
-
-    def _layout(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Layout:
-        """A trial run, of which outer handlers and the random generator notice nothing."""
-        with preserve_rng_state(), block():
-            if self.guide is None:
-                traces = [trace(self.model).get_trace(*args, **kwargs)]
-            else:
-                guide_trace = trace(self.guide).get_trace(*args, **kwargs)
-                model_trace = trace(replay(self.model, trace=guide_trace)).get_trace(*args, **kwargs)
-                traces = [model_trace, guide_trace]
-        return _Layout(traces[0], deepest_plate(traces))
-
-    def _names(self, layout: _Layout) -> list[str]:
-        sites = [
-            name
-            for name, site in layout.nodes.items()
-            if site["type"] == "sample" and not site_is_subsample(site)
-        ]
-        if self.return_sites is None:
-            return sites
-        asked = list(dict.fromkeys(self.return_sites))
-        if not asked:
-            return [name for name in sites if name not in self.posterior_samples]
-        unknown = [name for name in asked if name not in layout.nodes]
-        if unknown:
-            warnings.warn(f"Predictive: the model has no sites {unknown}; it has {sites}", stacklevel=4)
-        return [name for name in layout.nodes if name in asked]
-
-
-class _Layout:
-    """Shapes of the sites in one ordinary run of the model."""
-
-    def __init__(self, model_trace: Trace, nesting: int) -> None:
-        self.nodes = model_trace.nodes
-        self.nesting = nesting
-
-    def padding(self, name: str) -> int:
-        """How many dims of size 1 bring the batch shape of a site to the depth of the plates."""
-        site = self.nodes[name]
-        if site["type"] != "sample":
-            return 0
-        return max(0, self.nesting - len(getattr(site["fn"], "batch_shape", ())))
-
-    def shape(self, name: str) -> torch.Size:
-        """The shape of a site's value."""
-        return self.nodes[name]["value"].shape  # type: ignore[no-any-return]
-
-    def shaped(self, samples: Mapping[str, Tensor], count: int, pad: bool) -> dict[str, Tensor]:
-        """Posterior samples with the dims that their sites have, padded for a vectorised run or not.
-
-        Samples of other sizes (of other data) stay as they are. Those of sites that the model does not
-        have, such as auxiliary ones of a guide, are left out.
+        Raises:
+            ValueError: there are none.
         """
-        shaped = {}
-        for name, x in samples.items():
-            if name not in self.nodes:
-                continue
-            if x.numel() == count * self.shape(name).numel():
-                x = x.reshape(count, *[1] * (self.padding(name) if pad else 0), *self.shape(name))
-            shaped[name] = x
-        return shaped
-
-    def unpadded(self, name: str, value: Tensor, count: int) -> Tensor:
-        """A value of a vectorised run as (count,) + the site's natural shape."""
-        shape = (count, *[1] * self.padding(name), *self.shape(name))
-        if value.numel() == count * self.shape(name).numel():
-            return value.reshape(count, *self.shape(name))
-        return value.expand(shape).reshape(count, *self.shape(name))
-
-
-def _sample_count(posterior_samples: Mapping[str, Tensor], num_samples: int | None) -> int:
-    for name, samples in posterior_samples.items():
-        size = samples.shape[0]
-        if num_samples is not None and size != num_samples:
-            warnings.warn(
-                f"Sample's leading dimension size {size} at site '{name}' is different from the"
-                f" {num_samples} of num_samples or of other sites. Defaulting to {size}.",
-                stacklevel=3,
+        if not samples:
+            raise ValueError(
+                "MHResampler: no samples have been kept; choose calls with source_samples_slice or"
+                " stored_samples_slice, for example slice(100, None)"
             )
-        num_samples = size
-    if num_samples is None:
-        raise ValueError("No sample sites in posterior samples to infer `num_samples`.")
-    return num_samples
+        return WeighedPredictiveResults._map(torch.cat, samples)
 
 
-def _require_tensor(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"Predictive: the value of '{name}' is not a tensor but {type(value).__name__}; return a tensor"
-            " from the model, or leave the name out of return_sites"
-        )
-    return value
-
-
-def _stack(name: str, column: list[Any]) -> Tensor:
-    first = _require_tensor(name, column[0])
-    if all(value is first for value in column):
-        return first.expand(len(column), *first.shape)
-    if any(value.shape != first.shape for value in column):
-        shapes = list(dict.fromkeys(tuple(value.shape) for value in column))
-        raise ValueError(f"Predictive: site '{name}' has different shapes in different runs: {shapes}")
-    return torch.stack(column)
+def _selects(selection: slice, number: int) -> bool:
+    """Whether a slice selects the entry `number` of an endless list."""
+    start, stop, step = selection.start or 0, selection.stop, selection.step or 1
+    return number >= start and (stop is None or number < stop) and (number - start) % step == 0

@@ -222,12 +222,15 @@ class RenyiELBO(Trace_ELBO):
     def _bound(self, log_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(minus the bound, normalised weights) from log-weights, particles in dim 0. No gradients."""
         powers = (1 - self.alpha) * log_weights.detach()
-        total = powers.logsumexp(0)
-        weights = (powers - total).exp()
-        # Where every particle is impossible there is nothing to weigh: no gradient rather than NaN.
-        weights = torch.where(total.isinf(), torch.zeros_like(weights), weights)
-        bound = (total - math.log(self.num_particles)).sum() / (1 - self.alpha)
-        return -bound, weights
+        largest = powers.amax(0)
+        # Infinite where every particle is impossible (alpha < 1) or some are (alpha > 1): there is nothing
+        # to weigh then, and no gradient rather than NaN.
+        possible = largest.isfinite()
+        powers = torch.where(possible, powers - largest, torch.zeros_like(powers))
+        # log1p and expm1 keep the digits when alpha is close to 1 and all powers are close to 0.
+        log_mean = powers.expm1().mean(0).log1p()
+        bound = torch.where(possible, largest + log_mean, largest).sum() / (1 - self.alpha)
+        return -bound, torch.where(possible, powers.softmax(0), torch.zeros_like(powers))
 
     def _loss_and_surrogate(
         self, pairs: list[tuple[Trace, Trace]]

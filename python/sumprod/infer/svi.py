@@ -58,12 +58,12 @@ class SVI(TracePosterior):
 
     >>> import torch, sumprod
     >>> from sumprod.distributions import Normal
-    >>> from sumprod.infer import SVI, Trace_ELBO
+    >>> from sumprod.infer import SVI, TraceMeanField_ELBO
     >>> def model():
     ...     sumprod.sample("z", Normal(3., 1.))
     >>> def guide():
     ...     sumprod.sample("z", Normal(sumprod.param("loc", torch.tensor(0.)), 1.))
-    >>> svi = SVI(model, guide, sumprod.optim.SGD({"lr": 0.1}), Trace_ELBO())
+    >>> svi = SVI(model, guide, sumprod.optim.SGD({"lr": 0.1}), TraceMeanField_ELBO())
     >>> _ = svi.fit(100)
     >>> round(sumprod.param("loc").item(), 2)
     3.0

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch.distributions import kl_divergence
 
+from sumprod.distributions import Independent
 from sumprod.distributions.util import scale_and_mask
 from sumprod.handlers.trace_struct import Trace, sum_tensors
 from sumprod.infer._checks import check_density_shape, check_site_shape, describe_plates, missing_guide_site
-from sumprod.infer._grouped_log_prob import compute_log_probs
+from sumprod.infer._grouped_log_prob import FEWEST_SITES, compute_log_probs
+from sumprod.infer._stacked_family import family_key, stack_family
 from sumprod.infer.trace_elbo import Trace_ELBO, compute_guide_densities
 from sumprod.infer.util import check_fully_reparametrized, is_identically_zero
 from sumprod.settings import state
@@ -51,12 +53,14 @@ class TraceMeanField_ELBO(Trace_ELBO):
         """KL divergences, as `site["kl"]` of latent model sites (None: not known), and other densities."""
         if state.validate_infer:
             _check_mean_field_requirement(model_trace, guide_trace)
-        sampled: set[str] = set()  # names of the latent and auxiliary sites that need log-densities
-        for name, site in model_trace.nodes.items():
-            if site["type"] == "sample" and not site["is_observed"]:
-                site["kl"] = _kl(self._guide_site(name, guide_trace), site)
-                if site["kl"] is None:
-                    sampled.add(name)
+        pairs = [
+            (self._guide_site(name, guide_trace), site)
+            for name, site in model_trace.nodes.items()
+            if site["type"] == "sample" and not site["is_observed"]
+        ]
+        _compute_kls(pairs)
+        # Names of the latent and auxiliary sites that need log-densities.
+        sampled = {site["name"] for _, site in pairs if site["kl"] is None}
         for name, site in guide_trace.nodes.items():
             if site["type"] == "sample":
                 if state.validate_infer:
@@ -86,7 +90,7 @@ class TraceMeanField_ELBO(Trace_ELBO):
                 if site["is_observed"]:
                     terms.append(-site["log_prob_sum"])
                 elif site["kl"] is not None:
-                    terms.append(site["kl"].sum())
+                    terms.append(site["kl"].sum() if site["kl"].dim() else site["kl"])
                 else:
                     terms.append(_entropy_sum(guide_trace.nodes[name]) - site["log_prob_sum"])
         for name, site in guide_trace.nodes.items():
@@ -106,6 +110,50 @@ def _entropy_sum(guide_site: Any) -> Any:
     if parts is None:  # reparameterised: the term is the log-density
         return guide_site["log_prob_sum"]
     return 0.0 if is_identically_zero(parts.entropy_term) else parts.entropy_term.sum()
+
+
+def _compute_kls(pairs: list[tuple[Any, Any]]) -> None:
+    """Fill in `kl` of the model sites, given pairs (guide site, model site); equal families in one call."""
+    groups: dict[Any, list[tuple[Any, Any]]] = {}
+    for pair in pairs:
+        key = _group_key(*pair)
+        if key is not None:
+            groups.setdefault(key, []).append(pair)
+    for (scale, event_dims, _, _), members in groups.items():
+        if len(members) >= FEWEST_SITES:
+            guide_fns, model_fns = ([_base(pair[i]["fn"])[0] for pair in members] for i in (0, 1))
+            try:
+                kl = kl_divergence(stack_family(guide_fns), stack_family(model_fns))
+            except NotImplementedError:
+                continue
+            kl = kl.flatten(-event_dims).sum(-1) if event_dims else kl
+            for (_, model_site), one in zip(members, (kl * scale).unbind(), strict=True):
+                model_site["kl"] = one
+    for guide_site, model_site in pairs:
+        if "kl" not in model_site:
+            model_site["kl"] = _kl(guide_site, model_site)
+
+
+def _base(fn: Any) -> tuple[Any, int]:
+    """The distribution under `to_event`, and how many dims that has made event dims."""
+    return (fn.base_dist, fn.reinterpreted_batch_ndims) if type(fn) is Independent else (fn, 0)
+
+
+def _group_key(guide_site: Any, model_site: Any) -> tuple[Any, ...] | None:
+    """What pairs of sites must share for one call; None for a pair that is evaluated on its own."""
+    scale = guide_site["scale"]
+    if (
+        guide_site["mask"] is not None
+        or model_site["mask"] is not None
+        or isinstance(scale, torch.Tensor)
+        or guide_site["fn"].batch_shape != model_site["fn"].batch_shape
+    ):
+        return None
+    (guide_fn, guide_dims), (model_fn, model_dims) = _base(guide_site["fn"]), _base(model_site["fn"])
+    guide_key, model_key = family_key(guide_fn), family_key(model_fn)
+    if guide_key is None or model_key is None or guide_key[0] != model_key[0] or guide_dims != model_dims:
+        return None
+    return scale, guide_dims, guide_key, model_key
 
 
 def _kl(guide_site: Any, model_site: Any) -> torch.Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -221,17 +221,10 @@ class MultiFrameTensor(dict[frozenset[Any], Any]):
 
 # ---- reparameterisation
 
-_DEFAULT_SCORE_PARTS: dict[type, bool] = {}
-
 
 def has_default_score_parts(fn: Any) -> bool:
     """Whether a distribution's score parts follow from `has_rsample` and its log-density alone."""
-    cls = type(fn)
-    known = _DEFAULT_SCORE_PARTS.get(cls)
-    if known is None:
-        default: Callable[..., Any] = Distribution.score_parts
-        known = _DEFAULT_SCORE_PARTS[cls] = getattr(cls, "score_parts", None) is default
-    return known
+    return getattr(type(fn), "score_parts", None) is Distribution.score_parts
 
 
 def is_fully_reparametrized(site: Any) -> bool:

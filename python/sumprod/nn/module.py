@@ -217,13 +217,12 @@ class PyroModule(nn.Module, metaclass=_PyroModuleMeta):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, PyroParam):
-            self._pyro_forget(name)
-            leaf = trainable(name, value.init_value, value.constraint)
-            self._pyro_params[name] = (value.constraint, value.event_dim)
-            super().__setattr__(name + SUFFIX, leaf)
+            self._pyro_set_param(name, value)
+            self._pyro_unshadow(name)
             return
         if isinstance(value, PyroSample):
             self._pyro_forget(name)
+            self._pyro_unshadow(name)
             self._pyro_samples[name] = value.prior
             return
         own = self.__dict__
@@ -238,6 +237,18 @@ class PyroModule(nn.Module, metaclass=_PyroModuleMeta):
         if isinstance(value, PyroModule):
             value._pyro_set_supermodule(self._pyro_get_fullname(name), self._pyro_context)
         super().__setattr__(name, value)
+
+    def _pyro_set_param(self, name: str, spec: PyroParam) -> None:
+        """Add a parameter, whatever other attribute of this name there is."""
+        leaf = trainable(name, spec.init_value, spec.constraint)
+        self._pyro_forget(name)
+        self._pyro_params[name] = (spec.constraint, spec.event_dim)
+        self._parameters[name + SUFFIX] = leaf
+
+    def _pyro_unshadow(self, name: str) -> None:
+        """Remove a plain attribute, buffer or module that would be found before `__getattr__` runs."""
+        for space in (self.__dict__, self._buffers, self._modules):
+            space.pop(name, None)
 
     def _pyro_assign(self, name: str, value: torch.Tensor) -> None:
         """Give a `PyroParam` a new value, in the leaf that optimisers hold if the shape is the same."""

@@ -44,7 +44,9 @@ def _clip_each_norm(leaves: Sequence[torch.Tensor], max_norm: float) -> None:
         grad = leaf.grad
         assert grad is not None
         if grad.layout != torch.strided:
-            clip_grad_norm_(leaf, max_norm)
+            # torch has no norm of a sparse tensor with repeated indices.
+            norm = grad.coalesce().values().norm()
+            grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         else:
             groups.setdefault((grad.device, grad.dtype), []).append(grad.detach())
     for grads in groups.values():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from sumprod.optim._fused_adam import FusedAdamPlan
 from sumprod.optim._kernels import prime
 
 Place = tuple[torch.Size, torch.dtype, torch.device]
@@ -58,7 +59,10 @@ class Family:
     steps.
     """
 
-    __slots__ = ("_fresh", "extra", "leaves", "optimizer", "rounds", "scheduler", "separable", "slots")
+    __slots__ = (
+        *("_fresh", "_may_plan", "_plan", "_stepped"),
+        *("extra", "leaves", "optimizer", "rounds", "scheduler", "separable", "slots"),
+    )
 
     def __init__(
         self, optimizer: Optimizer, scheduler: Any | None, separable: bool, extra: dict[str, bool]
@@ -71,6 +75,8 @@ class Family:
         self.leaves: list[torch.Tensor] = []
         self.slots: list[Slot] = []
         self._fresh = frozen(self.options)
+        self._plan: FusedAdamPlan | None = None
+        self._may_plan = self._stepped = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -106,6 +112,8 @@ class Family:
         """Lets the optimiser see the leaves that were taken."""
         if not self.separable:
             return
+        self._plan, self._stepped = None, False
+        self._may_plan = FusedAdamPlan.fits(self.optimizer, self.leaves)
         states: defaultdict[torch.Tensor, Any] = defaultdict(dict)
         for leaf, slot in zip(self.leaves, self.slots, strict=True):
             prime(self.optimizer, slot.state, leaf)
@@ -113,6 +121,16 @@ class Family:
                 states[leaf] = slot.state
         self.optimizer.state = states
         self.optimizer.param_groups[0]["params"] = list(self.leaves)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """One step of the leaves that were taken."""
+        if self._may_plan and self._stepped and not args and not kwargs:
+            if self._plan is None or not self._plan.holds:
+                self._plan = FusedAdamPlan.make(self.optimizer, self.leaves)
+            if self._plan is not None and self._plan.step():
+                return
+        self.optimizer.step(*args, **kwargs)
+        self._stepped = True
 
 
 class Slot:

@@ -47,7 +47,7 @@ class PyroLRScheduler(PyroOptim):
             if key not in arguments:
                 raise KeyError(
                     f"optim_args of a scheduler lacks {key!r}; expected e.g. "
-                    '{"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.99}'
+                    "dict(optimizer=torch.optim.Adam, optim_args=dict(lr=0.1), gamma=0.99)"
                 )
         super().__init__(arguments.pop("optimizer"), arguments.pop("optim_args"), clip_args)
         self.pt_scheduler_constructor = scheduler_constructor

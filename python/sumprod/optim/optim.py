@@ -99,7 +99,7 @@ class PyroOptim:
         for clipped, arguments in self._clips:
             clip_gradients(clipped, arguments)
         for family in self._stepping:
-            family.optimizer.step(*args, **kwargs)
+            family.step(*args, **kwargs)
 
     def _moved(self) -> bool:
         """Whether a leaf went to another device, as `module.to(device)` does in place."""
@@ -184,14 +184,12 @@ class PyroOptim:
         slot.settle(leaf)
 
     def _place_new(self, leaves: list[torch.Tensor], slots: list[Slot]) -> None:
-        """Finds a family for each slot that has none."""
+        """Finds a family for each slot that has none, and gives out state that waits for its name."""
         joining: dict[int, tuple[Family, list[tuple[torch.Tensor, Slot]]]] = {}
         for leaf, slot in zip(leaves, slots, strict=True):
+            if slot.name in self._waiting:
+                self._restore(slot, leaf, self._waiting.pop(slot.name))
             if slot.family is not None:
-                continue
-            saved = self._waiting.pop(slot.name, None)
-            if saved is not None:
-                self._restore(slot, leaf, saved)
                 continue
             extra = implementation(self.pt_optim_constructor, slot.options, leaf)
             key = (frozen(slot.options), frozen(extra))
@@ -277,17 +275,19 @@ class PyroOptim:
         """
         for family in self._stepping:
             family.collect()
-        state = dict(copy.deepcopy(self._waiting))
+        slots = [slot for slot in self._slots.values() if slot.family is not None]
         # Of two leaves with one name (scopes), the one that is in the store now counts.
-        for slot in sorted(self._slots.values(), key=_is_current):
-            if slot.family is not None:
-                state[slot.name] = slot.saved()
-        return state
+        return {
+            **{slot.name: slot.saved() for slot in slots if not _is_current(slot)},
+            **copy.deepcopy(self._waiting),
+            **{slot.name: slot.saved() for slot in slots if _is_current(slot)},
+        }
 
     def set_state(self, state_dict: Mapping[str, Any]) -> None:
         """Restores what `get_state` returned: state and options (such as a learning rate that has changed).
 
-        The state of a parameter that has not appeared yet is kept until it does. Raises ValueError when the
+        The state of a parameter that has not appeared yet (or whose leaf was replaced) is kept until it is
+        stepped. Raises ValueError when the
         state belongs to another kind of optimiser or to a parameter of another shape.
         """
         self._deactivate()

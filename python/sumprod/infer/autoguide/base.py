@@ -119,9 +119,10 @@ class AutoGuide(PyroModule):
                 raise ValueError(
                     f"{self._pyro_name} is part of an AutoGuideList: give create_plates to the list"
                 )
-            self.plates = self.master().plates  # type: ignore[union-attr]
-            return self.plates
-        plates: dict[str, PlateMessenger] = {}
+            plates: dict[str, PlateMessenger] = self.master().plates  # type: ignore[union-attr]
+            self.__dict__["plates"] = plates  # not by setattr: a site may be called so
+            return plates
+        plates = {}
         if self.create_plates is not None:
             made = self.create_plates(*args, **kwargs)
             for plate in [made] if isinstance(made, PlateMessenger) else made:
@@ -131,7 +132,7 @@ class AutoGuide(PyroModule):
         for name, frame in self._prototype_frames.items():
             if name not in plates:
                 plates[name] = _plate_like(frame)
-        self.plates = plates
+        self.__dict__["plates"] = plates
         return plates
 
     def _sample_sites(

@@ -55,15 +55,18 @@ class AutoContinuous(AutoGuide):
         self.latent_dim = sum(self._sizes)
         if self.latent_dim == 0:
             raise RuntimeError(f"{type(self).__name__} found no latent variables; Use an empty guide instead")
-        for latent in self._latents:
-            for frame in latent.frames:
-                if frame.full_size != frame.size:
-                    warnings.warn(
-                        f"{type(self).__name__}: site '{latent.name}' is inside the subsampled plate"
-                        f" '{frame.name}', and its {frame.size} entries in the packed vector stand for"
-                        f" whichever of the {frame.full_size} are drawn. AutoNormal keeps one for each",
-                        stacklevel=2,
-                    )
+        self._warn_of_subsamples()
+
+    def _warn_of_subsamples(self) -> None:
+        plates = [name for name, f in self._prototype_frames.items() if f.full_size != f.size]
+        sites = [latent.name for latent in self._latents if set(plates) & set(latent.plates)]
+        if sites:
+            warnings.warn(
+                f"{type(self).__name__}: the sites {', '.join(sites)} are inside subsampled plates"
+                f" ({', '.join(plates)}), and their entries in the packed vector stand for whichever rows are"
+                " drawn. AutoNormal has parameters for each row",
+                stacklevel=2,
+            )
 
     def _init_loc(self) -> torch.Tensor:
         """The packed vector of the prototype."""
@@ -131,9 +134,10 @@ class AutoContinuous(AutoGuide):
         """
         self._ensure_prototype(args, kwargs)
         loc, scale = self._loc_scale(*args, **kwargs)
+        normal: Any = Normal(loc, scale)
         q = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device).reshape(-1, 1)
         result: dict[str, list[torch.Tensor]] = {latent.name: [] for latent in self._latents}
-        for vector in Normal(loc, scale).icdf(q):
+        for vector in normal.icdf(q):
             for latent, part in self._unpack_latent(vector):
                 result[latent.name].append(latent.constrain(part))
         return {name: torch.stack(values) for name, values in result.items()}

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 
 from sumprod.distributions import Distribution
 from sumprod.handlers.messenger import Messenger
@@ -173,8 +173,8 @@ class InitMessenger(Messenger):
         init_fn: the strategy; where it returns None, the program draws.
 
     Raises:
-        ValueError: (while running) a value does not broadcast to the shape of its site, or a strategy
-            for continuous sites meets a discrete one.
+        ValueError: (while running) a value does not broadcast to the shape of its site or is outside its
+            support, or a strategy for continuous sites meets a discrete one.
     """
 
     def __init__(self, init_fn: Strategy) -> None:
@@ -195,6 +195,7 @@ class InitMessenger(Messenger):
             return
         if isinstance(msg["fn"], Distribution):
             value = _of_shape(msg, value)
+            _check_support(msg, value)
         msg["value"] = value
         msg["done"] = True
 
@@ -213,3 +214,21 @@ def _of_shape(site: Any, value: Any) -> Any:
             f"the initial value of site '{site['name']}' has shape {tuple(value.shape)}, which does not"
             f" broadcast to the shape of the site, {tuple(shape)}"
         ) from None
+
+
+def _check_support(site: Any, value: torch.Tensor) -> None:
+    """Check the numbers of an initial value one by one.
+
+    Not constraints on several numbers together, which rounding may break.
+    """
+    support = getattr(site["fn"], "support", None)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is None or support is constraints.dependent or support.event_dim > 0:
+        return
+    valid = support.check(value)
+    if not valid.all():
+        raise ValueError(
+            f"the initial value of site '{site['name']}' is outside the support of its distribution,"
+            f" {support}: {value[~valid].flatten()[:4].tolist()}"
+        )

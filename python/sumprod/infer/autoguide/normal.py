@@ -119,6 +119,6 @@ class AutoNormal(AutoGuide):
         for latent in self._latents:
             loc, scale = deep_getattr(self.locs, latent.path), deep_getattr(self.scales, latent.path)
             q = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device)
-            points = Normal(loc, scale).icdf(q.reshape((-1,) + (1,) * loc.dim()))
-            result[latent.name] = latent.constrain(points)
+            normal: Any = Normal(loc, scale)
+            result[latent.name] = latent.constrain(normal.icdf(q.reshape((-1,) + (1,) * loc.dim())))
         return result

@@ -10,34 +10,36 @@ import torch
 
 from sumprod.handlers.trace import trace
 from sumprod.handlers.util import site_is_subsample
-from sumprod.nn.module import PyroModule
+from sumprod.nn.module import PyroModule, PyroParam
 
 __all__ = ["deep_getattr", "deep_setattr", "helpful_support_errors", "mean_field_entropy", "periodic_repeat"]
 
 
-def deep_setattr(module: PyroModule, path: Sequence[str], value: Any) -> None:
-    """Set `module.a.b = value` for the path ("a", "b"), making the modules between.
+def deep_setattr(module: PyroModule, path: Sequence[str], value: PyroParam) -> None:
+    """Add the parameter `module.a.b` for the path ("a", "b"), making the modules between.
+
+    Attributes and methods of these names are left as they are: a site may be called like one of them.
 
     Raises:
-        ValueError: a value is in the way of a module, or the other way round.
+        ValueError: a parameter is in the way of a module, or the other way round.
     """
     *parents, name = path
     for parent in parents:
         if parent in module._pyro_params:
-            raise ValueError(f"there are sites called '{parent}' and '{parent}.{name}': rename one of them")
-        if parent not in module._modules:
-            setattr(module, parent, PyroModule())
-        module = module._modules[parent]  # type: ignore[assignment]
+            raise ValueError(f"there are sites called '{parent}' and '{parent}.<...>': rename one of them")
+        child = module._modules.get(parent)
+        if child is None:
+            child = module._modules[parent] = PyroModule()
+            child._pyro_set_supermodule(module._pyro_get_fullname(parent), module._pyro_context)
+        assert isinstance(child, PyroModule)
+        module = child
     if name in module._modules:
         raise ValueError(f"there are sites called '{name}' and '{name}.<...>': rename one of them")
-    setattr(module, name, value)
+    module._pyro_set_param(name, value)
 
 
 def deep_getattr(module: Any, path: Sequence[str]) -> Any:
-    """The parameter that `deep_setattr` has set.
-
-    By `__getattr__`, because a site may be called like a method or another attribute of the module.
-    """
+    """The parameter that `deep_setattr` has added. (Ordinary access would find an attribute first.)"""
     for parent in path[:-1]:
         module = module._modules[parent]
     return module.__getattr__(path[-1])

@@ -1,0 +1,207 @@
+"""Bernoulli, Categorical and Poisson."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions.utils import lazy_property, probs_to_logits
+
+from sumprod.distributions._checks import eager, is_finite, is_nonnegative, is_real, is_within
+from sumprod.distributions._family import NO_DIMS, PUBLIC, Family, LeanFamily, alone
+from sumprod.distributions._support import is_whole_support, mark_as_support
+from sumprod.distributions.torch_distribution import TorchDistributionMixin
+from sumprod.settings import state
+
+__all__ = ["Bernoulli", "Categorical", "Poisson"]
+
+_NO_REDUCTION = 0
+
+
+def _one_of(probs: Any, logits: Any) -> bool:
+    """Whether `probs` was given; exactly one must be."""
+    if (probs is None) == (logits is None):
+        raise ValueError("Either `probs` or `logits` must be specified, but not both.")
+    return probs is not None
+
+
+class Bernoulli(LeanFamily, torch.distributions.Bernoulli, TorchDistributionMixin):
+    """Distribution on {0, 1} with P(1) = probs, or log odds `logits`."""
+
+    __module__ = PUBLIC
+
+    def __init__(self, probs: Any = None, logits: Any = None, validate_args: bool | None = None) -> None:
+        if _one_of(probs, logits):
+            self.probs = self._param = parameter = alone(probs)
+            if self._start(parameter.shape, validate_args) and not (eager() and is_within(parameter, 0, 1)):
+                self._check_closely()
+        else:
+            self.logits = self._param = parameter = alone(logits)
+            if self._start(parameter.shape, validate_args) and not (eager() and is_real(parameter)):
+                self._check_closely()
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The distribution under a larger batch shape; parameters are shared, not copied."""
+        new: Any = self._get_checked_instance(Bernoulli, _instance)  # type: ignore[no-untyped-call]
+        return _expand_parameters(self, new, torch.Size(batch_shape), NO_DIMS)
+
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
+        """Draws 0.0 and 1.0 of the parameter's dtype."""
+        probs = self.probs.detach()
+        return torch.bernoulli(probs.expand(self._draw_shape(sample_shape)) if sample_shape else probs)
+
+    def log_prob(self, value: Any) -> Any:
+        """Log-probability, differentiable in the parameter and in `value`."""
+        if self._validate_args:
+            self._validate_sample(value)
+        logits = self.logits
+        if not isinstance(value, Tensor):
+            return super().log_prob(value)  # type: ignore[no-untyped-call]
+        if logits.shape != value.shape:
+            logits, value = torch.broadcast_tensors(logits, value)
+        return torch.binary_cross_entropy_with_logits(logits, value, None, None, _NO_REDUCTION).neg()
+
+
+class Categorical(Family, torch.distributions.Categorical, TorchDistributionMixin):
+    """Distribution on {0, ..., K-1}, by `probs` or `logits` of shape batch_shape + (K,), normalised here.
+
+    With `probs`, torch clamps probabilities away from 0 and 1, so that an impossible value gets a finite
+    log-probability (-15.9 in float32). Under the setting `exact_zeros` it gets -inf, with zero gradient.
+
+    Example:
+        >>> from sumprod import settings
+        >>> with settings.context(exact_zeros=True):
+        ...     Categorical(torch.tensor([0.0, 1.0])).log_prob(torch.tensor(0))
+        tensor(-inf)
+    """
+
+    __module__ = PUBLIC
+    _exact_zeros = False
+
+    def __init__(self, probs: Any = None, logits: Any = None, validate_args: bool | None = None) -> None:
+        given = probs if _one_of(probs, logits) else logits
+        if given.dim() < 1:
+            name = "logits" if probs is None else "probs"
+            raise ValueError(f"`{name}` parameter must be at least one-dimensional.")
+        self._num_events = given.shape[-1]
+        self._batch_shape, self._event_shape = given.shape[:-1], NO_DIMS
+        if validate_args is not None:
+            self._validate_args = validate_args
+        check = self._validate_args
+        if probs is None:
+            given = given if given.is_floating_point() else given.to(torch.get_default_dtype())
+            self.logits = self._param = torch.log_softmax(given, -1)
+            check = check and not (eager() and is_real(self._param))
+        else:
+            total = given.sum(-1, keepdim=True)
+            self.probs = self._param = given / total
+            if state.exact_zeros:
+                self._exact_zeros = True
+            # Quotients by a finite total sum to one; they are NaN where the total is 0.
+            check = check and not (eager() and is_nonnegative(self._param) and is_finite(total))
+        if check:
+            torch.distributions.Distribution.__init__(
+                self, self._batch_shape, NO_DIMS, validate_args=validate_args
+            )
+
+    @lazy_property
+    def logits(self) -> Tensor:
+        """Normalised log-probabilities."""
+        if not self._exact_zeros:
+            return probs_to_logits(self.probs)
+        possible = self.probs > 0
+        # The inner choice keeps the infinite slope of log at 0 out of the gradient.
+        return torch.where(possible, torch.where(possible, self.probs, 1.0).log(), -torch.inf)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The distribution under a larger batch shape; parameters are shared, not copied."""
+        new: Any = self._get_checked_instance(Categorical, _instance)  # type: ignore[no-untyped-call]
+        new._num_events = self._num_events
+        if self._exact_zeros:
+            new._exact_zeros = True
+        return _expand_parameters(self, new, torch.Size(batch_shape), torch.Size((self._num_events,)))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """0, ..., K-1 along a new leftmost dim.
+
+        Unexpanded, the result is marked, and `log_prob` of the marked tensor only moves a dim of the logits.
+        """
+        values = torch.arange(self._num_events, device=self._param.device)
+        values = values.view((-1,) + (1,) * len(self._batch_shape))
+        return values.expand((-1, *self._batch_shape)) if expand else mark_as_support(values)
+
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
+        """Draws of dtype int64."""
+        shape = torch.Size(sample_shape)
+        probs = self.probs.detach()
+        if probs.dim() > 2:
+            probs = probs.flatten(0, -2)
+        elif probs.dim() == 1 and not shape:
+            return torch.multinomial(probs, 1, True).squeeze(0)
+        draws = torch.multinomial(probs, shape.numel(), True)
+        return (draws.T if probs.dim() == 2 else draws).reshape(shape + self._batch_shape)
+
+    def log_prob(self, value: Any) -> Any:
+        """Log-probability of `value`, which holds whole numbers of any dtype."""
+        if is_whole_support(value, self._num_events):
+            logits = self.logits.movedim(-1, 0)
+            missing = value.dim() - logits.dim()
+            if missing == 0:
+                return logits
+            if missing > 0:
+                return logits.reshape(logits.shape[:1] + (1,) * missing + logits.shape[1:])
+        elif self._validate_args:
+            self._validate_sample(value)
+        logits = self.logits
+        index = value.long().unsqueeze(-1)
+        if value.shape != self._batch_shape:
+            index, logits = torch.broadcast_tensors(index, logits)
+            index = index[..., :1]
+        return logits.gather(-1, index).squeeze(-1)
+
+
+class Poisson(LeanFamily, torch.distributions.Poisson, TorchDistributionMixin):
+    """Poisson distribution of counts with mean `rate`."""
+
+    __module__ = PUBLIC
+    _parameters = ("rate",)
+
+    def __init__(self, rate: Any, validate_args: bool | None = None) -> None:
+        self.rate = rate = alone(rate)
+        if self._start(rate.shape, validate_args) and not (eager() and is_nonnegative(rate)):
+            self._check_closely()
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The distribution under a larger batch shape; parameters are shared, not copied."""
+        return self._expand_as(Poisson, batch_shape, _instance)
+
+    def sample(self, sample_shape: Any = NO_DIMS) -> Any:
+        """Counts, of the rate's dtype."""
+        rate = self.rate.detach()
+        return torch.poisson(rate.expand(self._draw_shape(sample_shape)) if sample_shape else rate)
+
+    def log_prob(self, value: Any) -> Any:
+        """Log-probability, differentiable in the rate."""
+        if self._validate_args:
+            self._validate_sample(value)
+        if not isinstance(value, Tensor):
+            return super().log_prob(value)  # type: ignore[no-untyped-call]
+        return torch.xlogy(value, self.rate) - self.rate - (value + 1).lgamma()
+
+
+def _expand_parameters(old: Any, new: Any, batch_shape: torch.Size, own_shape: torch.Size) -> Any:
+    """Expand whichever of `probs` and `logits` exist by now."""
+    members = old.__dict__
+    for name in ("probs", "logits"):
+        if name in members:
+            expanded = members[name].expand(batch_shape + own_shape)
+            setattr(new, name, expanded)
+            if members[name] is old._param:
+                new._param = expanded
+    new._batch_shape = batch_shape
+    new._event_shape = NO_DIMS
+    new._validate_args = old._validate_args
+    if "has_rsample" in members:
+        new.has_rsample = members["has_rsample"]
+    return new

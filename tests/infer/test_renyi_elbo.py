@@ -1,0 +1,424 @@
+"""`RenyiELBO`: weights per particle and per element of shared plates."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sumprod
+import sumprod.distributions as dist
+from sumprod import handlers
+from sumprod.infer import RenyiELBO, Trace_ELBO
+from tests.programs.expectation import all_bits
+
+ALPHAS = [-1.0, 0.0, 0.5, 2.0]
+DATA = torch.tensor([0.3, -1.2, 2.0])
+
+
+@pytest.fixture(autouse=True)
+def store() -> Iterator[None]:
+    sumprod.clear_param_store()
+    yield
+    sumprod.clear_param_store()
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor(value)
+
+
+def local_model() -> None:
+    with sumprod.plate("rows", 3):
+        z = sumprod.sample("z", dist.Normal(0.0, 1.0))
+        sumprod.sample("x", dist.Normal(z, 1.0), obs=DATA)
+
+
+def local_guide() -> None:
+    with sumprod.plate("rows", 3):
+        sumprod.sample("z", dist.Normal(sumprod.param("loc", torch.tensor([0.1, -0.5, 0.9])), 0.8))
+
+
+def global_model() -> None:
+    g = sumprod.sample("g", dist.Normal(0.0, 1.0))
+    with sumprod.plate("rows", 3):
+        sumprod.sample("x", dist.Normal(g, 1.0), obs=DATA)
+
+
+def global_guide() -> None:
+    sumprod.sample("g", dist.Normal(sumprod.param("loc", number(0.4)), 0.7))
+
+
+def traces(elbo: RenyiELBO, model: Any, guide: Any) -> list[Any]:
+    sumprod.set_rng_seed(0)
+    return list(elbo._get_traces(model, guide))
+
+
+def bound(log_weights: Tensor, alpha: float) -> Tensor:
+    """The definition, in double precision, from log-weights with the particles in dim 0."""
+    powers = ((1 - alpha) * log_weights.double()).exp()
+    return powers.mean(0).log().sum() / (1 - alpha)
+
+
+def log_weights(pairs: list[Any], local: bool) -> Tensor:
+    rows = []
+    for model_trace, guide_trace in pairs:
+        terms = [
+            sign * site["log_prob"].double()
+            for sign, trace in ((1, model_trace), (-1, guide_trace))
+            for site in trace.nodes.values()
+            if site["type"] == "sample"
+        ]
+        rows.append(sum(terms) if local else sum(term.sum() for term in terms))
+    return torch.stack(rows)
+
+
+# ---- arguments
+
+
+def test_signature() -> None:
+    parameters = inspect.signature(RenyiELBO).parameters
+    positional = {name: p.default for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    assert positional == {
+        "alpha": 0,
+        "num_particles": 2,
+        "max_plate_nesting": math.inf,
+        "max_iarange_nesting": None,
+        "vectorize_particles": False,
+        "strict_enumeration_warning": True,
+    }
+    assert list(positional) == list(parameters)[: len(positional)]
+    keyword_only = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    assert {"local_weights", "retain_graph", "ignore_jit_warnings", "jit_options"} <= set(keyword_only)
+
+
+@pytest.mark.parametrize("alpha", [1, 1.0])
+def test_alpha_one_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match="The order alpha should not be equal to 1"):
+        RenyiELBO(alpha=alpha)
+
+
+@pytest.mark.parametrize("alpha", [math.inf, math.nan])
+def test_alpha_must_be_finite(alpha: float) -> None:
+    with pytest.raises(ValueError, match="should be a finite number"):
+        RenyiELBO(alpha=alpha)
+
+
+# ---- values
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("vectorize", [False, True])
+@pytest.mark.parametrize("local", [False, True])
+def test_shared_plates_have_weights_of_their_own(alpha: float, vectorize: bool, local: bool) -> None:
+    """Trap 23: per row with `local_weights`, per particle without."""
+    elbo = RenyiELBO(alpha, num_particles=4, vectorize_particles=vectorize, local_weights=local)
+    pairs = traces(elbo, local_model, local_guide)
+    weights = log_weights(pairs, local or vectorize)
+    if vectorize:
+        weights = weights[0] if local else weights[0].sum(-1)
+    assert weights.shape == ((4, 3) if local else (4,))
+    sumprod.set_rng_seed(0)
+    assert elbo.loss(local_model, local_guide) == pytest.approx(-bound(weights, alpha).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_a_site_outside_makes_a_plate_unshared(alpha: float, vectorize: bool) -> None:
+    elbo = RenyiELBO(alpha, num_particles=4, vectorize_particles=vectorize)
+    values = []
+    for local in (True, False):
+        elbo.local_weights = local
+        sumprod.set_rng_seed(0)
+        values.append(elbo.loss(global_model, global_guide))
+    pairs = traces(RenyiELBO(alpha, num_particles=4), global_model, global_guide)
+    if not vectorize:
+        expected = -bound(log_weights(pairs, False), alpha).item()
+        assert values[0] == pytest.approx(expected, rel=1e-5)
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_a_guide_site_outside_makes_a_plate_unshared() -> None:
+    """An auxiliary site of the guide counts once per particle, not once per row."""
+
+    def guide() -> None:
+        sumprod.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        local_guide()
+
+    elbo = RenyiELBO(0.0, num_particles=3)
+    pairs = traces(elbo, local_model, guide)
+    sumprod.set_rng_seed(0)
+    assert elbo.loss(local_model, guide) == pytest.approx(
+        -bound(log_weights(pairs, False), 0.0).item(), rel=1e-5
+    )
+
+
+def test_sequential_plates_are_summed() -> None:
+    """They have no dim, though every site is in one."""
+
+    def program(scale: float) -> Any:
+        def run() -> None:
+            for i in sumprod.plate("loop", 2):
+                sumprod.sample(f"z{i}", dist.Normal(0.0, scale))
+
+        return run
+
+    elbo = RenyiELBO(0.5, num_particles=3)
+    pairs = traces(elbo, program(1.0), program(2.0))
+    sumprod.set_rng_seed(0)
+    assert elbo.loss(program(1.0), program(2.0)) == pytest.approx(
+        -bound(log_weights(pairs, False), 0.5).item(), rel=1e-5
+    )
+
+
+def test_importance_weighted_bound_at_alpha_zero() -> None:
+    """Computed without the library's traces, from the same draws."""
+    torch.manual_seed(3)
+    z = 0.4 + 0.7 * torch.randn(5).double()
+    log_w = dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(0.4, 0.7).log_prob(z)
+    log_w = log_w + dist.Normal(z.unsqueeze(-1), 1.0).log_prob(DATA).sum(-1)
+    iwae = torch.logsumexp(log_w, 0) - math.log(5)
+    torch.manual_seed(3)
+
+    def guide() -> None:
+        sumprod.sample("g", dist.Normal(0.4, 0.7))
+
+    elbo = RenyiELBO(0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    assert elbo.loss(global_model, guide) == pytest.approx(-iwae.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+@pytest.mark.parametrize(("model", "guide"), [(local_model, local_guide), (global_model, global_guide)])
+def test_tends_to_trace_elbo_as_alpha_tends_to_one(vectorize: bool, model: Any, guide: Any) -> None:
+    values, gradients = [], []
+    for elbo in (
+        RenyiELBO(1 - 1e-3, num_particles=6, vectorize_particles=vectorize),
+        RenyiELBO(1 + 1e-3, num_particles=6, vectorize_particles=vectorize),
+        Trace_ELBO(num_particles=6, vectorize_particles=vectorize),
+    ):
+        sumprod.set_rng_seed(0)
+        values.append(elbo.loss_and_grads(model, guide))
+        leaf = sumprod.param("loc").unconstrained()
+        gradients.append(leaf.grad.clone())
+        leaf.grad = None
+    assert values[0] == pytest.approx(values[2], rel=2e-3)
+    assert values[1] == pytest.approx(values[2], rel=2e-3)
+    assert values[0] != values[1]
+    torch.testing.assert_close(gradients[0], gradients[2], rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_looped_and_vectorised_particles_agree(alpha: float) -> None:
+    """Exactly, for draws that do not depend on the shape: of a Delta."""
+
+    def guide() -> None:
+        with sumprod.plate("rows", 3):
+            sumprod.sample(
+                "z", dist.Delta(torch.tensor([0.1, 0.2, 0.3]), log_density=torch.tensor([0.5, 0.0, 1.0]))
+            )
+
+    looped = RenyiELBO(alpha, num_particles=3).loss(local_model, guide)
+    vectorised = RenyiELBO(alpha, num_particles=3, vectorize_particles=True).loss(local_model, guide)
+    assert looped == pytest.approx(vectorised, rel=1e-6)
+
+
+def test_one_particle_is_trace_elbo() -> None:
+    values = []
+    for elbo in (RenyiELBO(0.5, num_particles=1), Trace_ELBO()):
+        sumprod.set_rng_seed(0)
+        values.append(elbo.loss_and_grads(local_model, local_guide))
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_bounds_are_ordered() -> None:
+    """The bound decreases in alpha, for equal draws."""
+    losses = []
+    for alpha in (-2.0, 0.0, 0.5, 0.9, 2.0, 5.0):
+        sumprod.set_rng_seed(0)
+        losses.append(RenyiELBO(alpha, num_particles=10).loss(global_model, global_guide))
+    assert losses == sorted(losses)
+    assert losses[0] < losses[-1]
+
+
+# ---- gradients
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("vectorize", [False, True])
+@pytest.mark.parametrize("local", [False, True])
+def test_pathwise_gradient_is_that_of_the_value(alpha: float, vectorize: bool, local: bool) -> None:
+    """For reparameterised guides the weighted gradient is the derivative of the loss itself."""
+    elbo = RenyiELBO(alpha, num_particles=4, vectorize_particles=vectorize, local_weights=local)
+    local_guide()
+    leaf = sumprod.param("loc").unconstrained()
+    sumprod.set_rng_seed(0)
+    elbo.loss_and_grads(local_model, local_guide)
+    for i in range(3):
+        with torch.no_grad():
+            losses = []
+            for step in (0.01, -0.01):
+                leaf[i] += step
+                sumprod.set_rng_seed(0)
+                losses.append(elbo.loss(local_model, local_guide))
+                leaf[i] -= step
+        assert leaf.grad[i].item() == pytest.approx((losses[0] - losses[1]) / 0.02, abs=2e-3)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_score_terms(alpha: float) -> None:
+    """sum_k v_k (grad log w_k with the draw fixed, plus score / (1 - alpha)) for a Bernoulli guide."""
+    logits = number(0.4)
+    values = [number(1.0), number(0.0), number(1.0)]
+    queue: list[Tensor] = []
+
+    def model() -> None:
+        z = sumprod.sample("z", dist.Bernoulli(0.3))
+        sumprod.sample("x", dist.Normal(2.0 * z, 1.0), obs=number(1.5))
+
+    class Fixed(dist.Bernoulli):
+        def sample(self, sample_shape: Any = ()) -> Tensor:
+            return queue.pop(0)
+
+    def guide() -> None:
+        sumprod.sample("z", Fixed(logits=sumprod.param("logits", logits)))
+
+    queue[:] = values
+    loss = RenyiELBO(alpha, num_particles=3).loss_and_grads(model, guide)
+    leaf = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    z = torch.stack(values).double()
+    log_q = dist.Bernoulli(logits=leaf).log_prob(z)
+    log_w = dist.Bernoulli(0.3).log_prob(z) + dist.Normal(2.0 * z, 1.0).log_prob(number(1.5)) - log_q
+    weights = ((1 - alpha) * log_w).softmax(0).detach()
+    surrogate = (weights * alpha / (1 - alpha) * log_q).sum()
+    assert loss == pytest.approx(-bound(log_w.detach(), alpha).item(), rel=1e-5)
+    expected = -torch.autograd.grad(surrogate, leaf)[0].item()
+    assert sumprod.param("logits").unconstrained().grad.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.5, 2.0])
+def test_score_gradient_with_every_value_once_is_that_of_the_limit(alpha: float) -> None:
+    """With particles in the guide's proportions: the gradient of log E_q[w^(1 - alpha)] / (1 - alpha)."""
+    leaf = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    z = torch.stack(all_bits()).double()
+    q = dist.Bernoulli(logits=leaf)
+    log_p = dist.Bernoulli(0.3).log_prob(z) + dist.Normal(2.0 * z, 1.0).log_prob(number(1.5))
+    objective = torch.logsumexp((1 - alpha) * log_p + alpha * q.log_prob(z), 0) / (1 - alpha)
+    expected = -torch.autograd.grad(objective, leaf)[0].item()
+    queue = all_bits()  # logits 0: each value has probability 1/2
+
+    class Fixed(dist.Bernoulli):
+        def sample(self, sample_shape: Any = ()) -> Tensor:
+            return queue.pop(0)
+
+    def model() -> None:
+        value = sumprod.sample("z", dist.Bernoulli(0.3))
+        sumprod.sample("x", dist.Normal(2.0 * value, 1.0), obs=number(1.5))
+
+    def guide() -> None:
+        sumprod.sample("z", Fixed(logits=sumprod.param("logits", number(0.0))))
+
+    RenyiELBO(alpha, num_particles=2).loss_and_grads(model, guide)
+    assert sumprod.param("logits").unconstrained().grad.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_score_and_entropy_parts_of_one_site_are_refused() -> None:
+    class Partly(dist.Normal):
+        def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            log_prob = self.log_prob(x)
+            return dist.score_parts.ScoreParts(log_prob, log_prob, log_prob)
+
+    def guide() -> None:
+        with sumprod.plate("rows", 3):
+            sumprod.sample("z", Partly(0.0, 1.0))
+
+    with pytest.raises(NotImplementedError, match="both a score and an entropy term, as 'z' in plate 'rows'"):
+        RenyiELBO().loss_and_grads(local_model, guide)
+
+
+@pytest.mark.parametrize("keep", [None, True])
+def test_retain_graph_is_honoured(keep: bool | None) -> None:
+    loc = torch.tensor(0.5, requires_grad=True)
+    shared = loc.exp()
+
+    def guide() -> None:
+        sumprod.sample("g", dist.Normal(shared, 1.0))
+
+    elbo = RenyiELBO(retain_graph=keep)
+    elbo.loss_and_grads(global_model, guide)
+    assert loc.grad is not None
+    if keep:
+        elbo.loss_and_grads(global_model, guide)
+    else:
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            elbo.loss_and_grads(global_model, guide)
+
+
+# ---- impossible particles
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("dead", [[True, False], [True, True]])
+def test_impossible_particles_do_not_spoil_the_gradient(alpha: float, dead: list[bool]) -> None:
+    queue = list(dead)
+
+    def model() -> None:
+        z = sumprod.sample("z", dist.Normal(0.0, 1.0))
+        sumprod.factor("f", z * 0 + (-math.inf if queue.pop(0) else 0.0))
+
+    def guide() -> None:
+        sumprod.sample("z", dist.Normal(sumprod.param("loc", number(0.3)), 1.0))
+
+    guide()
+    loss = RenyiELBO(alpha, num_particles=2).loss_and_grads(model, guide)
+    gradient = sumprod.param("loc").unconstrained().grad
+    assert not math.isnan(loss)
+    assert gradient is None or torch.isfinite(gradient)
+    if alpha > 1 or all(dead):
+        assert loss == math.inf
+    else:
+        assert math.isfinite(loss)
+        assert gradient.abs() > 1e-4
+
+
+# ---- minibatches
+
+
+def test_a_minibatch_gives_one_warning_per_plate() -> None:
+    def model() -> None:
+        with sumprod.plate("rows", 6, subsample_size=2):
+            z = sumprod.sample("z", dist.Normal(0.0, 1.0))
+            sumprod.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(2))
+
+    def guide() -> None:
+        with sumprod.plate("rows", 6, subsample_size=2):
+            sumprod.sample("z", dist.Normal(0.0, 1.0))
+
+    elbo = RenyiELBO()
+    with pytest.warns(
+        UserWarning, match="RenyiELBO does not support minibatches: plate 'rows' draws 2 of 6"
+    ) as caught:
+        elbo.loss(model, guide)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        elbo.loss(model, guide)
+        RenyiELBO().loss(local_model, local_guide)
+
+
+def test_scaled_sites_keep_their_scale_in_the_weights() -> None:
+    def model() -> None:
+        with handlers.scale(scale=0.5):
+            local_model()
+
+    elbo = RenyiELBO(0.0, num_particles=3)
+    pairs = traces(elbo, model, local_guide)
+    sumprod.set_rng_seed(0)
+    assert elbo.loss(model, local_guide) == pytest.approx(
+        -bound(log_weights(pairs, True), 0.0).item(), rel=1e-5
+    )
