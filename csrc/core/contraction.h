@@ -61,6 +61,22 @@ struct ContractionResult {
   ContractionView grad_view;
 };
 
+// A variable's values: data[slice[s] + lane * lane_stride] for a slice of some step's output.
+struct ContractionChoice {
+  int64_t* data;
+  const int64_t* slice;
+  int64_t lane_stride;
+  int64_t stride;  // of the value in the step's terms, or in the elements of its output
+  int64_t size;
+};
+
+// Draws of the variables that a step sums out, given those of its output.
+struct ContractionDraw {
+  int32_t drawn, given;
+  const ContractionChoice *drawn_choice, *given_choice;
+  const double* uniform;  // [slices of the output, lanes]; null: take the largest term
+};
+
 // The steps whose messages have the lane plate (or all steps, where there is none).
 struct ContractionPhase {
   int32_t messages, steps, results;
@@ -75,6 +91,7 @@ struct ContractionPhase {
   const double* partial_grad;  // [elements], in the backward pass
   bool is_float;               // factors are float32: use float where it is wide enough
   bool max_plus;
+  const ContractionDraw* draw;  // one per step, when drawing
 };
 
 struct ContractionTask {
@@ -85,5 +102,6 @@ struct ContractionTask {
 
 SUMPROD_DECLARE_KERNEL(int64_t, contract_tiles, (const ContractionTask&))
 SUMPROD_DECLARE_KERNEL(int64_t, contract_backward_tiles, (const ContractionTask&))
+SUMPROD_DECLARE_KERNEL(int64_t, contract_draw_tiles, (const ContractionTask&))
 
 }  // namespace sumprod

@@ -7,10 +7,17 @@
 //     -inf where nothing else is possible; NaN and +inf give NaN in their slice.
 //   contract_backward(grads, factors, plan) -> gradients of the factors (their posterior marginals, times
 //     the gradient of the result); zero where the total is -inf.
+//   contract_draw(factors, plan, uniforms, maximise) -> results, values
+//     all variables drawn together from their posterior, or set to the most probable assignment. One int64
+//     tensor per variable, in the order of the steps that sum them out, over the plates of the step that sums it out.
+//     One uniform in [0, 1) is used per step that sums and per plate slice of its output; of equally probable values
+//     the step takes the lowest. Where the total is -inf or NaN, values are arbitrary.
 //
 // Obermeyer et al. 2019, "Tensor Variable Elimination for Plated Factor Graphs".
 #include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -120,6 +127,26 @@ class ComponentRun {
     }
   }
 
+  // `values` by dim, `uniform` by step.
+  void draw(Tensor& result, const std::vector<Phase::Values>& values, const std::vector<const double*>& uniform,
+            bool maximise) {
+    bind({}, {});
+    last().bind_result(component_.result, view_of_new(result), {});
+    for (Phase* phase : {inner_.get(), outer_.get()}) {
+      if (phase == nullptr) continue;
+      phase->phase.max_plus = maximise;
+      phase->bind_draws(values, uniform);
+    }
+    if (outer_ != nullptr) {
+      if (inner_ != nullptr) {
+        run(*inner_, SUMPROD_KERNEL(contract_tiles));
+        add_partials();
+      }
+      run(*outer_, SUMPROD_KERNEL(contract_draw_tiles));
+    }
+    if (inner_ != nullptr) run(*inner_, SUMPROD_KERNEL(contract_draw_tiles));
+  }
+
  private:
   Phase& last() { return outer_ != nullptr ? *outer_ : *inner_; }
 
@@ -183,7 +210,7 @@ class ComponentRun {
   std::vector<double> reduced_, reduced_grad_;  // [columns]
 };
 
-std::vector<Tensor> contract(std::vector<Tensor> factors, const Tensor& plan, bool max_plus) {
+std::vector<Tensor> contract(std::vector<Tensor> factors, std::vector<int64_t> plan, bool max_plus) {
   const PlanProgram program(plan);
   check_factors(program, factors);
   std::vector<Tensor> results;
@@ -194,7 +221,8 @@ std::vector<Tensor> contract(std::vector<Tensor> factors, const Tensor& plan, bo
   return results;
 }
 
-std::vector<Tensor> contract_backward(std::vector<Tensor> grads, std::vector<Tensor> factors, const Tensor& plan) {
+std::vector<Tensor> contract_backward(std::vector<Tensor> grads, std::vector<Tensor> factors,
+                                      std::vector<int64_t> plan) {
   const PlanProgram program(plan);
   check_factors(program, factors);
   STD_TORCH_CHECK(grads.size() == program.results.size(), "sumprod::contract_backward: the plan has ",
@@ -212,15 +240,65 @@ std::vector<Tensor> contract_backward(std::vector<Tensor> grads, std::vector<Ten
   return factor_grads;
 }
 
+// Uniforms that a step uses: one per slice of its output, the lane plate included.
+int64_t draws_of(const PlanProgram& program, const PlanStep& step) {
+  if (step.variables.empty()) return 0;
+  int64_t count = 1;
+  for (int32_t dim : step.dims) count *= program.is_plate[dim] ? program.sizes[dim] : 1;
+  return count;
+}
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> contract_draw(std::vector<Tensor> factors,
+                                                                   std::vector<int64_t> plan,
+                                                                   std::optional<Tensor> uniforms, bool maximise) {
+  const PlanProgram program(plan);
+  check_factors(program, factors);
+  STD_TORCH_CHECK(maximise != uniforms.has_value(),
+                  "sumprod::contract_draw: a draw needs uniforms, the largest needs none");
+  std::vector<const double*> uniform(program.steps.size(), nullptr);
+  std::vector<Phase::Values> values(program.sizes.size());
+  std::vector<Tensor> tensors;
+  int64_t used = 0;
+  for (size_t i = 0; i < program.steps.size(); ++i) {
+    const PlanStep& step = program.steps[i];
+    std::vector<int32_t> plates;
+    std::vector<int64_t> shape;
+    for (int32_t dim : step.dims) {
+      if (!program.is_plate[dim]) continue;
+      plates.push_back(dim);
+      shape.push_back(program.sizes[dim]);
+    }
+    for (int32_t dim : step.variables) {
+      tensors.push_back(torch::stable::new_empty(factors.front(), {shape.data(), shape.size()}, ScalarType::Long));
+      values[dim] = {tensors.back().mutable_data_ptr<int64_t>(), plates};
+    }
+    if (!maximise) uniform[i] = uniforms->const_data_ptr<double>() + used;
+    used += draws_of(program, step);
+  }
+  STD_TORCH_CHECK(maximise || (uniforms->scalar_type() == ScalarType::Double && uniforms->is_contiguous() &&
+                               uniforms->numel() == used),
+                  "sumprod::contract_draw: uniforms must be a contiguous float64 tensor of ", used, " elements");
+  std::vector<Tensor> results;
+  for (const Component& component : components(program)) {
+    results.push_back(empty_for(program, component.result, factors.front()));
+    ComponentRun(program, component, factors).draw(results.back(), values, uniform, maximise);
+  }
+  return {results, tensors};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
-  m.def("contract(Tensor[] factors, Tensor plan, bool max_plus) -> Tensor[]");
-  m.def("contract_backward(Tensor[] grads, Tensor[] factors, Tensor plan) -> Tensor[]");
+  m.def("contract(Tensor[] factors, int[] plan, bool max_plus) -> Tensor[]");
+  m.def("contract_backward(Tensor[] grads, Tensor[] factors, int[] plan) -> Tensor[]");
+  m.def(
+      "contract_draw(Tensor[] factors, int[] plan, Tensor? uniforms, bool maximise) "
+      "-> (Tensor[] results, Tensor[] values)");
 }
 STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) {
   m.impl("contract", TORCH_BOX(&contract));
   m.impl("contract_backward", TORCH_BOX(&contract_backward));
+  m.impl("contract_draw", TORCH_BOX(&contract_draw));
 }
 
 }  // namespace sumprod

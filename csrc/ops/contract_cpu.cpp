@@ -316,6 +316,21 @@ class Tile {
     }
   }
 
+  // Values of all variables, after forward() of the same tile: backwards through the steps, each
+  // variable from its distribution given what the step's output has been set to.
+  void draw() {
+    for (int32_t i = phase_.steps - 1; i >= 0; --i) {
+      const ContractionStep& step = phase_.step[i];
+      const ContractionDraw& draw = phase_.draw[i];
+      if (draw.drawn == 0) continue;
+      load_inputs(step);
+      const int64_t slices = phase_.message[step.output].slices;
+      for (int64_t s = 0; s < slices; ++s) {
+        for (int l = 0; l < count_; ++l) draw_one(step, draw, s, l);
+      }
+    }
+  }
+
  private:
   template <class Pointer>
   struct Pointee;
@@ -497,6 +512,72 @@ class Tile {
     return partial;
   }
 
+  // ---- draws
+
+  void draw_one(const ContractionStep& step, const ContractionDraw& draw, int64_t s, int l) {
+    const int64_t lane = first_ + l;
+    int64_t element = 0;
+    for (int32_t v = 0; v < draw.given; ++v) {
+      const ContractionChoice& choice = draw.given_choice[v];
+      element += choice.stride * choice.data[choice.slice[s] + lane * choice.lane_stride];
+    }
+    find_rows(step, s, element);
+    const int64_t term = draw.uniform == nullptr ? largest_term(step, l)
+                                                 : term_at_quantile(step, l, draw.uniform[s * phase_.lanes + lane]);
+    for (int32_t v = 0; v < draw.drawn; ++v) {
+      const ContractionChoice& choice = draw.drawn_choice[v];
+      choice.data[choice.slice[s] + lane * choice.lane_stride] = term / choice.stride % choice.size;
+    }
+  }
+
+  double weight_of(const ContractionStep& step, int l, int64_t term) const {
+    double weight = double(rows_[0][step.term_at[0][term]][l]);
+    for (int32_t i = 1; i < step.inputs; ++i) {
+      const double x = double(rows_[i][step.term_at[i][term]][l]);
+      weight = kScaled ? weight * x : weight + x;
+    }
+    return weight;
+  }
+
+  // The lowest of the largest.
+  int64_t largest_term(const ContractionStep& step, int l) const {
+    int64_t best = 0;
+    double most = weight_of(step, l, 0);
+    for (int64_t t = 1; t < step.terms; ++t) {
+      const double weight = weight_of(step, l, t);
+      if (weight > most) {
+        most = weight;
+        best = t;
+      }
+    }
+    return best;
+  }
+
+  // The first term at which the running sum of weights exceeds that share of their total.
+  int64_t term_at_quantile(const ContractionStep& step, int l, double share) const {
+    double top = 0;
+    if constexpr (!kScaled) {
+      top = weight_of(step, l, largest_term(step, l));
+      if (!(top > -kInfinity<double>)) return 0;
+    }
+    const auto weight = [&](int64_t t) {
+      const double x = weight_of(step, l, t);
+      return kScaled ? x : exp_nonpositive<double>(splat(x - top))[0];
+    };
+    double total = 0;
+    for (int64_t t = 0; t < step.terms; ++t) total += weight(t);
+    const double target = share * total;
+    double sum = 0;
+    int64_t last = 0;
+    for (int64_t t = 0; t < step.terms; ++t) {
+      const double w = weight(t);
+      sum += w;
+      if (w > 0) last = t;  // rounding must not end on an impossible term
+      if (sum > target && w > 0) return t;
+    }
+    return last;
+  }
+
   // ---- backward steps
 
   void load_result_grad(const ContractionResult& result) {
@@ -639,6 +720,17 @@ int64_t contract_tiles(const ContractionTask& task) {
   return with_memory(task, false, [&](const TileMemory& memory) {
     for (int64_t i = task.begin; i < task.end; ++i) {
       run_tile(*task.phase, memory, i, [](auto& tile) { tile.write_results(); });
+    }
+  });
+}
+
+int64_t contract_draw_tiles(const ContractionTask& task) {
+  return with_memory(task, false, [&](const TileMemory& memory) {
+    for (int64_t i = task.begin; i < task.end; ++i) {
+      run_tile(*task.phase, memory, i, [](auto& tile) {
+        tile.write_results();
+        tile.draw();
+      });
     }
   });
 }

@@ -11,7 +11,7 @@ namespace {
 // Reads a plan number by number.
 class Reader {
  public:
-  explicit Reader(const Tensor& encoded) : at_(encoded.const_data_ptr<int64_t>()), end_(at_ + encoded.numel()) {}
+  explicit Reader(const std::vector<int64_t>& encoded) : at_(encoded.data()), end_(at_ + encoded.size()) {}
 
   int64_t next() {
     STD_TORCH_CHECK(at_ < end_, "sumprod::contract: the plan ends too early");
@@ -43,17 +43,15 @@ bool holds(const std::vector<int32_t>& list, int32_t value) {
 
 }  // namespace
 
-PlanProgram::PlanProgram(const Tensor& encoded) {
-  STD_TORCH_CHECK(
-      encoded.scalar_type() == torch::headeronly::ScalarType::Long && encoded.dim() == 1 && encoded.is_contiguous(),
-      "sumprod::contract: a plan must be a contiguous int64 vector");
+PlanProgram::PlanProgram(const std::vector<int64_t>& encoded) {
+  const auto numbers = static_cast<int64_t>(encoded.size());
   Reader reader(encoded);
-  const int64_t dims = reader.next_below(encoded.numel());
+  const int64_t dims = reader.next_below(numbers);
   for (int64_t i = 0; i < dims; ++i) sizes.push_back(reader.next());
   for (int64_t i = 0; i < dims; ++i) is_plate.push_back(reader.next_below(2) != 0);
-  const int64_t factor_count = reader.next_below(encoded.numel());
+  const int64_t factor_count = reader.next_below(numbers);
   for (int64_t i = 0; i < factor_count; ++i) factors.push_back(reader.list(dims));
-  const int64_t step_count = reader.next_below(encoded.numel());
+  const int64_t step_count = reader.next_below(numbers);
   for (int64_t i = 0; i < step_count; ++i) {
     PlanStep step;
     step.inputs = reader.list(factor_count + i);
@@ -80,6 +78,7 @@ Phase::Phase(const PlanProgram& program, const std::vector<int32_t>& steps, cons
              int32_t lane)
     : program_(program), lane_(lane), message_number_(program.factors.size() + program.steps.size(), -1) {
   for (int32_t number : steps) add_step(number);
+  step_number_ = steps;
   for (int32_t slot : results) {
     ContractionResult result{};
     result.message = message_of(slot);
@@ -273,6 +272,46 @@ void Phase::bind_result(int32_t slot, const SlotTensor& values, const SlotTensor
     if (values.data != nullptr) set_view(slot, values, result.view);
     if (grad.data != nullptr) set_view(slot, grad, result.grad_view);
   }
+}
+
+ContractionChoice Phase::choice_of(const Values& values, int32_t dim, const std::vector<int32_t>& slices,
+                                   const std::vector<int32_t>& elements) {
+  ContractionChoice choice{};
+  choice.data = values.data;
+  choice.size = program_.sizes[dim];
+  choice.stride = volume({std::find(elements.begin(), elements.end(), dim) + 1, elements.end()});
+  const auto stride_of = [&](int32_t plate) -> int64_t {
+    const auto found = std::find(values.plates.begin(), values.plates.end(), plate);
+    return found == values.plates.end() ? 0 : volume({found + 1, values.plates.end()});
+  };
+  choice.lane_stride = stride_of(lane_);
+  std::vector<int64_t> at{0};
+  for (int32_t plate : slices) {
+    std::vector<int64_t> longer;
+    for (int64_t base : at) {
+      for (int64_t i = 0; i < program_.sizes[plate]; ++i) longer.push_back(base + i * stride_of(plate));
+    }
+    at = std::move(longer);
+  }
+  choice.slice = offsets_.emplace_back(std::move(at)).data();
+  return choice;
+}
+
+void Phase::bind_draws(const std::vector<Values>& values, const std::vector<const double*>& uniform) {
+  for (int32_t number : step_number_) {
+    const PlanStep& step = program_.steps[number];
+    const std::vector<int32_t> slices = plates_of(step.dims), elements = variables_of(step.dims),
+                               terms = variables_of(step.variables);
+    std::vector<ContractionChoice>& drawn = choices_.emplace_back();
+    for (int32_t dim : terms) drawn.push_back(choice_of(values[dim], dim, slices, terms));
+    std::vector<ContractionChoice>& given = choices_.emplace_back();
+    if (!terms.empty()) {
+      for (int32_t dim : elements) given.push_back(choice_of(values[dim], dim, slices, elements));
+    }
+    draws_.push_back({static_cast<int32_t>(drawn.size()), static_cast<int32_t>(given.size()), drawn.data(),
+                      given.data(), uniform[number]});
+  }
+  phase.draw = draws_.data();
 }
 
 int64_t Phase::tiles() const {

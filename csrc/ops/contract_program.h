@@ -1,6 +1,6 @@
 // Turns a contraction plan and tensors into what the kernels of `contract` read.
 //
-// A plan arrives as one int64 tensor:
+// A plan arrives as one list of numbers:
 //   dims, sizes..., is plate...
 //   factors, for each: count, dims... (those of the tensor, in order)
 //   steps, for each: inputs, slots..., variables, dims..., plates, dims..., count, dims... (of the output)
@@ -26,7 +26,7 @@ struct PlanStep {
 };
 
 struct PlanProgram {
-  explicit PlanProgram(const Tensor& encoded);
+  explicit PlanProgram(const std::vector<int64_t>& encoded);
 
   const std::vector<int32_t>& dims_of(int32_t slot) const {
     const auto count = static_cast<int32_t>(factors.size());
@@ -61,6 +61,15 @@ class Phase {
   void bind_input(int32_t slot, const SlotTensor& values, const SlotTensor& grad);
   void bind_result(int32_t slot, const SlotTensor& values, const SlotTensor& grad);
 
+  // Values of a variable: a contiguous tensor over the plates of the step that sums it out.
+  struct Values {
+    int64_t* data = nullptr;
+    std::vector<int32_t> plates;
+  };
+  // Prepares draws of the variables that the phase sums out. `values` are those of all variables by dim;
+  // `uniform` has each step's numbers, or is null to take the largest terms.
+  void bind_draws(const std::vector<Values>& values, const std::vector<const double*>& uniform);
+
   int64_t tiles() const;
   // Outputs of steps that reduce the lane plate, in the order of their columns in `partial`.
   const std::vector<int32_t>& reduced() const { return reduced_; }
@@ -82,6 +91,8 @@ class Phase {
   std::vector<int32_t> table(const std::vector<int32_t>& loop, const std::vector<int32_t>& own) const;
   std::vector<int64_t> offsets(int32_t slot, const std::vector<int32_t>& loop, const SlotTensor& tensor) const;
   void lay_out();
+  ContractionChoice choice_of(const Values& values, int32_t dim, const std::vector<int32_t>& slices,
+                              const std::vector<int32_t>& elements);
 
   const PlanProgram& program_;
   const int32_t lane_;
@@ -96,6 +107,9 @@ class Phase {
   std::deque<Tables> tables_;
   std::deque<std::vector<int32_t>> input_lists_;
   std::deque<std::vector<int64_t>> offsets_;
+  std::vector<int32_t> step_number_;  // in the program
+  std::vector<ContractionDraw> draws_;
+  std::deque<std::vector<ContractionChoice>> choices_;
 };
 
 // A connected component of a plan: the phase with the lane plate (absent without plates), then the rest.
