@@ -42,6 +42,8 @@ class Plan:
     """multiplications and additions"""
     peak_elements: int
     """elements of the intermediate tensors alive at one time"""
+    encoded: tuple[int, ...]
+    """the plan as the native operators take it; csrc/ops/contract_program.h describes the layout"""
 
     def dims(self, number: int) -> tuple[Hashable, ...]:
         """The dims of a factor or of a step's output."""
@@ -154,6 +156,22 @@ def _plan(
         keep_common_plates=keep_common_plates,
     )
 
+    encoded = [len(names), *(size for _, size in sizes), *(int(dim in plates) for dim in names)]
+
+    def write(values: Iterable[int]) -> None:
+        values = list(values)
+        encoded.append(len(values))
+        encoded.extend(values)
+
+    encoded.append(len(factors))
+    for dims in factors:
+        write(number[dim] for dim in dims)
+    encoded.append(len(steps))
+    for parts in steps:
+        for values in parts:
+            write(values)
+    write(results)
+
     def named(dims: Iterable[int]) -> tuple[Hashable, ...]:
         return tuple(names[dim] for dim in dims)
 
@@ -165,4 +183,5 @@ def _plan(
         results=tuple(results),
         flops=flops,
         peak_elements=peak,
+        encoded=tuple(encoded),
     )
