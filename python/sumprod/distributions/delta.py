@@ -59,7 +59,7 @@ class Delta(TorchDistribution):
         if validate_args is not None:
             self._validate_args = validate_args
         if isinstance(log_density, Tensor):
-            log_density = self._fitted(log_density)
+            self._log_density = log_density = self._fitted(log_density)
             if self._validate_args and not (eager() and is_real(log_density)):
                 torch.distributions.Distribution.__init__(
                     self, self._batch_shape, self._event_shape, validate_args=validate_args
