@@ -182,6 +182,29 @@ def test_masked_out_infinities_do_not_leak():
     assert logits.grad.tolist() == [6.0, 0.0]
 
 
+def test_missing_data_under_a_mask():
+    loc = torch.tensor(0.5, requires_grad=True)
+    data = torch.tensor([1.0, math.nan, math.inf])
+
+    def program():
+        with sumprod.plate("data", 3), handlers.mask(mask=torch.tensor([True, False, False])):
+            sumprod.sample("x", Normal(loc, 1.0), obs=data)
+
+    trace = handlers.trace(program).get_trace()
+    total = trace.log_prob_sum()
+    torch.testing.assert_close(total, Normal(0.5, 1.0).log_prob(torch.tensor(1.0)))
+    total.backward()
+    assert loc.grad.item() == pytest.approx(0.5)
+
+
+def test_gradients_that_are_not_finite_warn():
+    x = torch.tensor(0.0, requires_grad=True)
+    trace = handlers.trace(lambda: sumprod.factor("f", x * 1.0)).get_trace()
+    total = trace.log_prob_sum()
+    with pytest.warns(UserWarning, match="Encountered NaN: backward log_prob_sum at site 'f'"):
+        (total * math.nan).backward()
+
+
 def test_names_must_be_unique():
     def twice():
         sumprod.sample("x", Normal(0.0, 1.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from sumprod import settings
 from sumprod._numeric import warn_if_inf, warn_if_nan
 from sumprod.distributions.score_parts import ScoreParts
+from sumprod.distributions.torch_distribution import TorchDistributionMixin
 from sumprod.distributions.util import scale_and_mask
 from sumprod.errors import add_detail
 from sumprod.handlers.shapes import shape_table
@@ -192,8 +195,13 @@ class Trace:
         self._check(fresh)
 
     def _site_log_prob(self, site: Any, what: str) -> Any:
+        fn, mask = site["fn"], site["mask"]
+        if isinstance(mask, torch.Tensor) and isinstance(fn, TorchDistributionMixin):
+            # The density itself must not see what is masked out: the gradient at a NaN is NaN, even
+            # where it is multiplied by zero.
+            fn = fn.mask(mask)
         try:
-            return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            return fn.log_prob(site["value"], *site["args"], **site["kwargs"])
         except ValueError as error:
             self._explain(error, what, site)
             raise
@@ -213,15 +221,21 @@ class Trace:
 
     @staticmethod
     def _check(sites: list[Any]) -> None:
-        """Warn of NaN and +inf, naming the site."""
-        if settings.state.validate_poutine:
-            for site in sites:
-                warn_if_nan(site["log_prob_sum"], f"log_prob_sum at site '{site['name']}'")
-                warn_if_inf(
-                    site["log_prob_sum"],
-                    allow_neginf=True,
-                    msg=f"log_prob_sum at site '{site['name']}'",
-                )
+        """Warn of NaN and +inf, and later of such gradients, naming the site."""
+        if not settings.state.validate_poutine:
+            return
+        sums = [site["log_prob_sum"] for site in sites]
+        for site, value in zip(sites, sums, strict=True):
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                value.register_hook(functools.partial(_check_gradient, site["name"]))
+        # One look at the total; the sites one by one only when something is wrong.
+        total = float(sum_tensors([x.detach() if isinstance(x, torch.Tensor) else x for x in sums]))
+        if math.isnan(total) or total == math.inf:
+            for site, value in zip(sites, sums, strict=True):
+                value = value.detach() if isinstance(value, torch.Tensor) else value
+                what = f"log_prob_sum at site '{site['name']}'"
+                warn_if_nan(value, what)
+                warn_if_inf(value, what, allow_neginf=True)
 
     # ---- selections of sites
 
@@ -322,6 +336,13 @@ class Trace:
             last_site: stop after this site.
         """
         return shape_table(self.nodes, title, last_site)
+
+
+def _check_gradient(name: str, gradient: torch.Tensor) -> None:
+    if not math.isfinite(gradient):
+        what = f"backward log_prob_sum at site '{name}'"
+        warn_if_nan(gradient.detach(), what)
+        warn_if_inf(gradient.detach(), what)
 
 
 def _has_rsample(site: Any) -> bool:
