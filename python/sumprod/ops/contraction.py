@@ -114,7 +114,9 @@ def sample(
     _, values = native.contract_draw(tensors, plan.encoded, None if maximise else uniforms, maximise)
     remaining = iter(values)
     return {
-        variable: (plates_of(plan, step), next(remaining)) for step in plan.steps for variable in step.variables
+        variable: (plates_of(plan, step), next(remaining))
+        for step in plan.steps
+        for variable in step.variables
     }
 
 
@@ -136,11 +138,17 @@ def number_of_uniforms(plan: Plan) -> int:
 
 
 def _prepare(
-    tensors: Sequence[Tensor], dims: Sequence[Dims], plates: Iterable[Hashable], kept: Iterable[Hashable], common: bool
+    tensors: Sequence[Tensor],
+    dims: Sequence[Dims],
+    plates: Iterable[Hashable],
+    kept: Iterable[Hashable],
+    common: bool,
 ) -> tuple[list[Tensor], Plan, torch.dtype]:
     """Tensors of one dtype that the operators take, their plan, and the dtype of the result."""
     if not tensors or len(tensors) != len(dims):
-        raise ValueError(f"Expected as many lists of dims as tensors, at least one, got {len(dims)} and {len(tensors)}")
+        raise ValueError(
+            f"Expected as many lists of dims as tensors, at least one, got {len(dims)} and {len(tensors)}"
+        )
     sizes: dict[Hashable, int] = {}
     dtype = None
     for i, (tensor, names) in enumerate(zip(tensors, dims, strict=True)):
@@ -148,12 +156,16 @@ def _prepare(
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"Expected factor {i} to be a floating-point tensor, got {got}")
         if tensor.dim() != len(names):
-            raise ValueError(f"factor {i} has shape {tuple(tensor.shape)}, but dims {' '.join(map(str, names))!r}")
+            raise ValueError(
+                f"factor {i} has shape {tuple(tensor.shape)}, but dims {' '.join(map(str, names))!r}"
+            )
         if tensor.device != tensors[0].device:
             raise ValueError(f"factor {i} is on {tensor.device}, factor 0 on {tensors[0].device}")
         for name, size in zip(names, tensor.shape, strict=True):
             if sizes.setdefault(name, size) != size:
-                raise ValueError(f"Dimension size mismatch at dim '{name}': {sizes[name]} vs {size} in factor {i}")
+                raise ValueError(
+                    f"Dimension size mismatch at dim '{name}': {sizes[name]} vs {size} in factor {i}"
+                )
         dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
     assert dtype is not None
     compute = torch.promote_types(dtype, torch.float32)
