@@ -4,6 +4,7 @@ Each is one native call. Inputs are log potentials; -inf is weight zero, and eve
 exactly: a total of weight zero is -inf with zero gradient, never NaN.
 """
 
+from sumprod.ops import packed, stats
 from sumprod.ops.hmm_filter import hmm_filter
 from sumprod.ops.hmm_log_normalizer import hmm_log_normalizer
 from sumprod.ops.hmm_marginals import hmm_marginals
@@ -29,4 +30,6 @@ __all__ = [
     "logsumexp",
     "maxmatmul",
     "normalize_weights",
+    "packed",
+    "stats",
 ]
