@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import sumprod.distributions as dist
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
-from tests.distributions.families import BATCHES, CASES, LABELS, LEAN, draw, make
+from tests.distributions.families import BATCHES, CASES, LABELS, LEAN, draw, make, peer_dtype
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 
@@ -26,11 +26,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Singular sample detected")
 
 every_family = pytest.mark.parametrize("case", CASES, ids=LABELS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-
-
-def peer_dtype(case):
-    """torch's density of one family fails for float64; scipy's is compared in its place."""
-    return torch.float32 if case.name == "GeneralizedPareto" else torch.float64
 
 
 def test_no_family_of_torch_is_missing():

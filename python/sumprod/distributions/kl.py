@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.distributions import Independent as TorchIndependent
 from torch.distributions import MultivariateNormal, kl_divergence, register_kl
 from torch.distributions import Normal as TorchNormal
+from torch.nn.functional import softplus
 
 from sumprod.distributions.delta import Delta
+from sumprod.distributions.torch import Bernoulli
 from sumprod.distributions.torch_distribution import ExpandedDistribution, Independent, MaskedDistribution
 from sumprod.distributions.util import broadcast_shape, scale_and_mask, sum_rightmost
 
@@ -26,6 +28,17 @@ def _point_to_any(p: Any, q: Any) -> Any:
     """E_p[log p - log q] = log_density - log q(v)."""
     kl = -q.log_prob(p.v)
     return kl if p.has_zero_log_density else kl + p.log_density
+
+
+@register_kl(Bernoulli, Bernoulli)
+def _bernoulli_to_bernoulli(p: Any, q: Any) -> Tensor:
+    """torch's rule, for parameters that broadcast."""
+    p_probs, q_probs, p_logits, q_logits = torch.broadcast_tensors(p.probs, q.probs, p.logits, q.logits)
+    ones = p_probs * (softplus(-q_logits) - softplus(-p_logits))
+    ones = torch.where(p_probs == 0, 0.0, torch.where(q_probs == 0, torch.inf, ones))
+    zeros = (1 - p_probs) * (softplus(q_logits) - softplus(p_logits))
+    zeros = torch.where(p_probs == 1, 0.0, torch.where(q_probs == 1, torch.inf, zeros))
+    return ones + zeros
 
 
 def _independent_to_independent(p: Any, q: Any) -> Any:
