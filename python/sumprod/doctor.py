@@ -9,6 +9,7 @@ It also works when `import sumprod` fails: the package then calls `main` with th
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -281,12 +282,25 @@ def _test_decoding(dtype: Any) -> Iterator[tuple[str, bool]]:
     yield "impossible input", right
 
 
+def _test_contraction(dtype: Any) -> Iterator[tuple[str, bool]]:
+    contraction = importlib.import_module("sumprod.ops.contraction")
+    initial, transition, emission = _chain(dtype)
+    factors = [initial, transition, transition, transition, *emission[0]]
+    dims = [[0], [0, 1], [1, 2], [2, 3], [0], [1], [2], [3]]
+    weights = _paths(4)
+    [(_, total)] = contraction.contract(factors, dims)
+    yield "contract", _close(total, _log_sum(list(weights.values())), dtype)
+    best = contraction.sample(factors, dims, maximise=True)
+    path = tuple(int(best[t][1]) for t in _STEPS)
+    yield "draws of contract", path == max(weights, key=lambda path: weights[path])
+
+
 def self_test() -> list[Row]:
     """Run every operator on a tiny example in float32 and float64; one row each."""
     torch = sys.modules["torch"]
     outcome: dict[str, list[str]] = {}
     for dtype in (torch.float32, torch.float64):
-        for test in (_test_reductions, _test_chain, _test_decoding):
+        for test in (_test_reductions, _test_chain, _test_decoding, _test_contraction):
             name = test.__name__.removeprefix("_test_")
             try:
                 for name, right in test(dtype):
