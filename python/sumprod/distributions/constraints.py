@@ -146,7 +146,9 @@ class _CorrMatrix(Constraint):
 
     def check(self, value: Tensor) -> Any:
         unit = ((value.diagonal(dim1=-2, dim2=-1) - 1).abs() < 1e-6).all(-1)
-        return positive_definite.check(value) & unit
+        # torch's positive_definite forgets definiteness where another matrix of the batch is not symmetric.
+        definite = torch.linalg.cholesky_ex(value).info == 0
+        return symmetric.check(value) & definite & unit
 
 
 class _Sphere(Constraint):

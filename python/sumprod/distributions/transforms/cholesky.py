@@ -32,8 +32,6 @@ class CholeskyTransform(Transform):
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self)
 
-    __hash__ = Transform.__hash__
-
     def _call(self, x: Tensor) -> Tensor:
         return torch.linalg.cholesky(x)  # type: ignore[no-any-return]
 
@@ -110,8 +108,6 @@ class _FromMatrix(Transform):
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self)
-
-    __hash__ = Transform.__hash__
 
 
 class SoftplusLowerCholeskyTransform(_FromMatrix):

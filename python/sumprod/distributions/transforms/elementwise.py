@@ -25,8 +25,6 @@ class _Elementwise(Transform):
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self)
 
-    __hash__ = Transform.__hash__
-
 
 class ELUTransform(_Elementwise):
     """y = x for positive x, else exp(x) - 1."""

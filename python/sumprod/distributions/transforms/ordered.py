@@ -24,8 +24,6 @@ class OrderedTransform(Transform):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, OrderedTransform)
 
-    __hash__ = Transform.__hash__
-
     def _call(self, x: Tensor) -> Tensor:
         return torch.cat((x[..., :1], x[..., :1] + x[..., 1:].exp().cumsum(-1)), dim=-1)
 
@@ -60,8 +58,6 @@ class SimplexToOrderedTransform(Transform):
         return isinstance(other, SimplexToOrderedTransform) and torch.equal(
             self.anchor_point, other.anchor_point
         )
-
-    __hash__ = Transform.__hash__
 
     def _call(self, x: Tensor) -> Tensor:
         # Sums from both ends: 1 - (x_1 + ... + x_k) would lose the digits of a small remainder.

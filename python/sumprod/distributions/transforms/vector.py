@@ -54,8 +54,6 @@ class Permute(Transform):
             and torch.equal(self.permutation, other.permutation)
         )
 
-    __hash__ = Transform.__hash__
-
     def with_cache(self, cache_size: int = 1) -> Permute:
         """The same transform with another cache."""
         if self._cache_size == cache_size:
@@ -98,8 +96,6 @@ class Normalize(Transform):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Normalize) and self.p == other.p
-
-    __hash__ = Transform.__hash__
 
     def with_cache(self, cache_size: int = 1) -> Normalize:
         """The same transform with another cache."""
