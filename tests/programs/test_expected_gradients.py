@@ -159,6 +159,36 @@ def sequential_rows() -> Case:
     return Case("sequential rows", build, {"q": [0.1, -0.4, 0.8]}, support, elbo, log_q)
 
 
+def masked_cause() -> Case:
+    """Two coins, one of them masked in model and guide; the data that depend on both are not masked."""
+    mask = torch.tensor([False, True])
+
+    def build(pyro: Any) -> Any:
+        dist, poutine = pyro.distributions, pyro.poutine
+
+        def model() -> None:
+            with pyro.plate("rows", 2):
+                with poutine.mask(mask=mask):
+                    z = pyro.sample("z", dist.Bernoulli(torch.tensor([0.3, 0.6])))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(2))
+
+        def guide() -> None:
+            with pyro.plate("rows", 2), poutine.mask(mask=mask):
+                pyro.sample("z", dist.Bernoulli(logits=pyro.param("q")))
+
+        return model, guide
+
+    def log_q(p: Values, v: Values) -> Tensor:
+        return Bernoulli(logits=p["q"]).log_prob(v["z"]).sum()
+
+    def elbo(p: Values, v: Values) -> Tensor:
+        latent = Bernoulli(torch.tensor([0.3, 0.6])).log_prob(v["z"])
+        latent = latent - Bernoulli(logits=p["q"]).log_prob(v["z"])
+        return (latent * mask).sum() + Normal(v["z"], 1.0).log_prob(torch.ones(2)).sum()
+
+    return Case("masked cause", build, {"q": [0.1, -0.3]}, {"z": all_bits(2)}, elbo, log_q)
+
+
 def crossed_plates() -> Case:
     """Row coins, column coins and cells that see both."""
     data = torch.tensor([[0.1, 1.2], [2.3, -0.3]], dtype=torch.float64)
@@ -268,6 +298,7 @@ UNBIASED_IN_BOTH = {
     "global and local, scaled": lambda: global_and_local(True, False),
     "global and local, masked": lambda: global_and_local(False, True),
     "global and local, scaled, masked": lambda: global_and_local(True, True),
+    "masked cause": masked_cause,
     "sequential rows": sequential_rows,
     "crossed plates": crossed_plates,
     "subsampled rows": subsampled_rows,
