@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections import Counter
 from queue import LifoQueue, Queue
 
@@ -172,6 +173,11 @@ def test_do_edges():
 )
 def test_block(arguments, expected):
     assert names(handlers.trace(handlers.block(model, **arguments)).get_trace()) == expected
+
+
+def test_a_block_can_be_pickled():
+    copied = pickle.loads(pickle.dumps(handlers.block(hide=["x"])))
+    assert names(handlers.trace(copied(model)).get_trace()) == ["p", "y"]
 
 
 def test_block_conflicts():

@@ -45,9 +45,9 @@ class BlockMessenger(Messenger):
         if hide_fn is not None:
             self.hide_fn: Predicate = hide_fn
         elif expose_fn is not None:
-            self.hide_fn = lambda msg: not expose_fn(msg)
+            self.hide_fn = _Negation(expose_fn)
         else:
-            self.hide_fn = _by_lists(hide_all, expose_all, hide, expose, hide_types, expose_types)
+            self.hide_fn = _Lists(hide_all, expose_all, hide, expose, hide_types, expose_types)
 
     def _hides(self, msg: Any) -> bool:
         return bool(self.hide_fn(msg))
@@ -56,35 +56,47 @@ class BlockMessenger(Messenger):
         msg["stop"] = bool(self.hide_fn(msg))
 
 
-def _by_lists(
-    hide_all: bool,
-    expose_all: bool,
-    hide: Sequence[str] | None,
-    expose: Sequence[str] | None,
-    hide_types: Sequence[str] | None,
-    expose_types: Sequence[str] | None,
-) -> Predicate:
-    # The lists have the last word: hiding something by name means that the rest is shown.
-    hidden_by_default = hide_all and not expose_all
-    if hide is not None or hide_types is not None:
-        hidden_by_default = False
-    if expose is not None or expose_types is not None:
-        hidden_by_default = True
-    hidden, exposed = frozenset(hide or ()), frozenset(expose or ())
-    hidden_types, exposed_types = frozenset(hide_types or ()), frozenset(expose_types or ())
-    both = sorted(hidden & exposed) + sorted(hidden_types & exposed_types)
-    if both:
-        raise AssertionError(f"cannot hide and expose a site: {both} are in both lists")
+class _Negation:
+    """The opposite of a predicate. A class, like the next one, so that handlers can be pickled."""
 
-    def hides(msg: Any) -> bool:
+    def __init__(self, predicate: Predicate) -> None:
+        self.predicate = predicate
+
+    def __call__(self, msg: Any) -> bool:
+        return not self.predicate(msg)
+
+
+class _Lists:
+    """Whether lists of names and types hide a site."""
+
+    def __init__(
+        self,
+        hide_all: bool,
+        expose_all: bool,
+        hide: Sequence[str] | None,
+        expose: Sequence[str] | None,
+        hide_types: Sequence[str] | None,
+        expose_types: Sequence[str] | None,
+    ) -> None:
+        # The lists have the last word: hiding something by name means that the rest is shown.
+        self.by_default = hide_all and not expose_all
+        if hide is not None or hide_types is not None:
+            self.by_default = False
+        if expose is not None or expose_types is not None:
+            self.by_default = True
+        self.hidden, self.exposed = frozenset(hide or ()), frozenset(expose or ())
+        self.hidden_types, self.exposed_types = frozenset(hide_types or ()), frozenset(expose_types or ())
+        both = sorted(self.hidden & self.exposed) + sorted(self.hidden_types & self.exposed_types)
+        if both:
+            raise AssertionError(f"cannot hide and expose a site: {both} are in both lists")
+
+    def __call__(self, msg: Any) -> bool:
         name, type = msg["name"], msg["type"]
         if type == "sample" and msg["is_observed"]:
             type = "observe"
-        if name in exposed or type in exposed_types:
+        if name in self.exposed or type in self.exposed_types:
             return False
-        return hidden_by_default or name in hidden or type in hidden_types
-
-    return hides
+        return self.by_default or name in self.hidden or type in self.hidden_types
 
 
 block = make_handler(BlockMessenger)

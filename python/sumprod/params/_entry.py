@@ -92,13 +92,13 @@ class Entry:
         return value
 
 
-def _is_identity(transform: Transform) -> bool:
+def is_identity(transform: Transform) -> bool:
     if isinstance(transform, IndependentTransform):
-        return _is_identity(transform.base_transform)
-    return isinstance(transform, ComposeTransform) and all(_is_identity(part) for part in transform.parts)
+        return is_identity(transform.base_transform)
+    return isinstance(transform, ComposeTransform) and all(is_identity(part) for part in transform.parts)
 
 
-def _is_exp(transform: Transform) -> bool:
+def is_exp(transform: Transform) -> bool:
     """Whether it is exp, alone or followed by x -> 0 + 1 * x, which is how torch writes `positive`."""
     if not isinstance(transform, ComposeTransform):
         return type(transform) is ExpTransform
@@ -125,11 +125,11 @@ def _transformation(constraint: Constraint) -> Transformation | None:
     if constraint is constraints.real:
         return None
     transform = transform_to(constraint)
-    if _is_identity(transform):
+    if is_identity(transform):
         return None
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform  # the same values; it only declares dims as event dims
-    if _is_exp(transform):
+    if is_exp(transform):
         return torch.exp  # the same bits by one operation instead of three
     if _keeps_values(transform):
         return lambda leaf: transform_to(constraint)(leaf)  # type: ignore[no-any-return, unused-ignore]
@@ -156,7 +156,7 @@ def make_leaf(name: str, init: Init, constraint: Constraint) -> torch.Tensor:
             f"{value.dtype}; convert the initial value, e.g. with .float()"
         )
     transform = None if constraint is constraints.real else transform_to(constraint)
-    identity = transform is None or _is_identity(transform)
+    identity = transform is None or is_identity(transform)
     if identity and isinstance(value, torch.nn.Parameter) and value.requires_grad:
         return value
     # A leaf made under inference_mode could never be trained.

@@ -12,7 +12,7 @@ from sumprod.distributions import Delta, Distribution
 from sumprod.distributions.util import sum_rightmost
 from sumprod.handlers.indep import CondIndepStackFrame
 from sumprod.infer.autoguide.utils import helpful_support_errors, periodic_repeat
-from sumprod.params._entry import _is_exp, _is_identity
+from sumprod.params._entry import is_exp, is_identity
 
 
 class LatentSite:
@@ -67,9 +67,9 @@ class LatentSite:
     def _shorten(self) -> None:
         """Replace the commonest transforms by single operations with the same result."""
         self.log_abs_det_jacobian: Callable[..., torch.Tensor] | None
-        if _is_identity(self.transform):
+        if is_identity(self.transform):
             self.log_abs_det_jacobian = None  # it is zero
-        elif _is_exp(self.transform):
+        elif is_exp(self.transform):
             self.transform, self.log_abs_det_jacobian = torch.exp, _log_of_exp
         else:
             self.log_abs_det_jacobian = self.transform.log_abs_det_jacobian
