@@ -71,7 +71,18 @@ class TestMissingData:
             lambda x: dist.Pareto(torch.full_like(x, 0.5), x.exp()),
             lambda x: dist.TransformedDistribution(dist.Normal(x, 1.0), [dist.transforms.ExpTransform()]),
         ],
-        ids="LogNormal Gamma Beta Poisson Uniform HalfCauchy Bernoulli Binomial Pareto Transformed".split(),
+        ids=[
+            "LogNormal",
+            "Gamma",
+            "Beta",
+            "Poisson",
+            "Uniform",
+            "HalfCauchy",
+            "Bernoulli",
+            "Binomial",
+            "Pareto",
+            "Transformed",
+        ],
     )
     def test_no_error_and_no_nan(self, family, missing):
         value = torch.tensor([1.0, missing, 1.0])
@@ -143,6 +154,14 @@ def test_score_parts():
     parts = dist.Poisson(torch.ones(3)).mask(ROW).score_parts(torch.tensor([0.0, torch.nan, 1.0]))
     assert parts.entropy_term == 0
     assert parts.log_prob[1] == 0
+    # The score of a draw counts under False too: other sites may depend on the draw.
+    value = torch.tensor([1.0, 1.0, 0.0])
+    probs = torch.full((3,), 0.3)
+    parts = dist.Bernoulli(probs).mask(ROW).score_parts(value)
+    theirs = pyro_dist.Bernoulli(probs).mask(ROW).score_parts(value)
+    torch.testing.assert_close(parts.score_function, dist.Bernoulli(probs).log_prob(value))
+    torch.testing.assert_close(parts.score_function, theirs.score_function)
+    torch.testing.assert_close(parts.log_prob, theirs.log_prob)
     whole = dist.Poisson(torch.ones(3)).mask(True).score_parts(torch.zeros(3))
     assert whole.score_function is whole.log_prob
 

@@ -13,13 +13,22 @@ from sumprod.distributions.util import broadcast_shape
 __all__ = ["filled", "zero_log_prob"]
 
 
-def filled(value: Any, mask: Tensor, support: Any, event_shape: torch.Size) -> Any:
+def filled(
+    value: Any, mask: Tensor, support: Any, event_shape: torch.Size, present: Tensor | None = None
+) -> Any:
     """`value` with something harmless where `mask` is False.
 
     So a missing value that is written as NaN, or as a number outside the support, makes neither an error
     nor a NaN in a gradient. `value` is returned as it is when no rule gives a point of the support, and
     when it does not have the batch dims of the mask (then it is no data of this batch, but for example an
     enumerated value, and filling would make it larger).
+
+    Args:
+        value: what to fill.
+        mask: of the batch shape.
+        support: of the distribution.
+        event_shape: of one value.
+        present: entries of `value` to keep even where `mask` is False.
     """
     if not isinstance(value, Tensor):
         return value
@@ -29,7 +38,9 @@ def filled(value: Any, mask: Tensor, support: Any, event_shape: torch.Size) -> A
     if any(m != 1 and m != v for m, v in zip(mask.shape[::-1], value.shape[::-1], strict=False)):
         return value
     harmless = feasible_point(support, value, event_shape)
-    return value if harmless is None else torch.where(mask, value, harmless.to(value.dtype))
+    if harmless is None:
+        return value
+    return torch.where(mask if present is None else mask | present, value, harmless.to(value.dtype))
 
 
 def zero_log_prob(value: Tensor, batch_shape: torch.Size, event_shape: torch.Size) -> Tensor:

@@ -138,10 +138,9 @@ class TorchDistribution(torch.distributions.Distribution, TorchDistributionMixin
     expand = TorchDistributionMixin.expand
 
 
-class _Wrapper(TorchDistribution):
-    """A distribution that takes draws, support and moments from another one."""
+class _DrawsOfBase:
+    """Whether draws are reparameterised is up to the base distribution."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
     base_dist: Any
 
     @property
@@ -152,6 +151,12 @@ class _Wrapper(TorchDistribution):
     @has_rsample.setter
     def has_rsample(self, value: bool) -> None:
         self.base_dist.has_rsample_(value)
+
+
+class _Wrapper(_DrawsOfBase, TorchDistribution):
+    """A distribution that takes support and more from another one."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     @property
     def has_enumerate_support(self) -> Any:  # type: ignore[override]
@@ -164,7 +169,7 @@ class _Wrapper(TorchDistribution):
         return self.base_dist.support
 
 
-class Independent(torch.distributions.Independent, TorchDistributionMixin):  # type: ignore[type-arg]
+class Independent(_DrawsOfBase, torch.distributions.Independent, TorchDistributionMixin):  # type: ignore[type-arg]
     """A distribution some of whose rightmost batch dims count as event dims.
 
     Args:
@@ -193,15 +198,6 @@ class Independent(torch.distributions.Independent, TorchDistributionMixin):  # t
         self._event_shape = batch_shape[kept:] + base_distribution.event_shape
         if validate_args is not None:
             self._validate_args = validate_args
-
-    @property
-    def has_rsample(self) -> Any:
-        """That of the base distribution; setting it sets that one."""
-        return self.base_dist.has_rsample
-
-    @has_rsample.setter
-    def has_rsample(self, value: bool) -> None:
-        self.base_dist.has_rsample_(value)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution under a larger batch shape; parameters are shared, not copied."""
@@ -304,11 +300,14 @@ class MaskedDistribution(_Wrapper):
         if self._mask is True:
             parts: ScoreParts = self.base_dist.score_parts(value)
             return parts
-        masked: ScoreParts = self.base_dist.score_parts(self._filled(value)).scale_and_mask(mask=self._mask)
+        # A draw counts for the score function also where the mask is False, so it stays as it is.
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value = self._filled(value, ~value.isnan())
+        masked: ScoreParts = self.base_dist.score_parts(value).scale_and_mask(mask=self._mask)
         return masked
 
-    def _filled(self, value: Any) -> Any:
-        return filled(value, self._mask, self.support, self._event_shape)
+    def _filled(self, value: Any, present: Any = None) -> Any:
+        return filled(value, self._mask, self.support, self._event_shape, present)
 
     def _nothing(self, value: Tensor) -> Tensor:
         return zero_log_prob(value, self._batch_shape, self._event_shape)
