@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
+from sumprod._enum_allocator import enum_allocator
 from sumprod.errors import describe_site
 from sumprod.params.param_store import PARAM_STORE
 
@@ -135,6 +136,8 @@ def __getattr__(name: str) -> Any:
         return _STATE.stack
     if name == "_DIM_ALLOCATOR":
         return _STATE.dims
+    if name == "_ENUM_ALLOCATOR":
+        return enum_allocator()
     if name == "_PYRO_PARAM_STORE":
         return PARAM_STORE
     raise AttributeError(f"module 'sumprod.runtime' has no attribute '{name}'")

@@ -8,6 +8,7 @@ from sumprod.handlers.block import BlockMessenger, block
 from sumprod.handlers.broadcast import BroadcastMessenger, broadcast
 from sumprod.handlers.condition import ConditionMessenger, condition
 from sumprod.handlers.do import DoMessenger, do
+from sumprod.handlers.enumerate import EnumerateMessenger, EnumMessenger, enum
 from sumprod.handlers.escape import EscapeMessenger, escape
 from sumprod.handlers.indep import CondIndepStackFrame
 from sumprod.handlers.infer_config import InferConfigMessenger, infer_config
@@ -33,6 +34,8 @@ __all__ = [
     "CondIndepStackFrame",
     "ConditionMessenger",
     "DoMessenger",
+    "EnumMessenger",
+    "EnumerateMessenger",
     "EscapeMessenger",
     "InferConfigMessenger",
     "LiftMessenger",
@@ -57,6 +60,7 @@ __all__ = [
     "condition",
     "do",
     "enable_validation",
+    "enum",
     "escape",
     "get_mask",
     "get_plates",

@@ -10,16 +10,19 @@ from typing import Any
 
 from sumprod.handlers.messenger import ReentrantMessenger
 from sumprod.handlers.util import site_is_subsample
+from sumprod.runtime import handler_stack
 
 
 class MarkovMessenger(ReentrantMessenger):
     """Contexts along a chain or a tree, of which each sees only the last few.
 
     A site may depend on sites of its own context and of the `history` contexts around it, and on sites
-    outside all contexts. Enumeration may then use tensor dims again further along the chain.
+    outside all contexts. Enumeration may then use tensor dims again further along the chain. Sites after
+    the last context may depend on the last `history` contexts.
 
     Sites get `infer["_markov_scope"]`, a counter of the visible sites' names, and
-    `infer["_markov_depth"]`, in how many markov handlers they are.
+    `infer["_markov_depth"]`, in how many markov handlers they are. With `keep`, `infer["_markov_kept"]`
+    names sites that are not visible but will be together with this one.
 
     Args:
         history: how many earlier contexts are visible, at least 0.
@@ -35,6 +38,8 @@ class MarkovMessenger(ReentrantMessenger):
         self.name = name
         self._contexts: list[dict[str, None]] = []  # names of the sites of each context
         self._position = -1  # of the innermost open context
+        self._last: list[str] = []  # names of the sites of the last `history` contexts opened
+        self._descending = False  # no context has closed since one opened
         self._iterable: Iterable[Any] | None = None
 
     def generator(self, iterable: Iterable[Any]) -> MarkovMessenger:
@@ -52,6 +57,7 @@ class MarkovMessenger(ReentrantMessenger):
 
     def __enter__(self) -> Any:
         self._position += 1
+        self._descending = True
         if len(self._contexts) <= self._position:
             self._contexts.append({})
         return super().__enter__()
@@ -59,14 +65,23 @@ class MarkovMessenger(ReentrantMessenger):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        if self._descending:
+            self._descending = False
+            last = self._contexts[max(0, self._position + 1 - self.history) : self._position + 1]
+            self._last = [name for context in last for name in context]
         if not self.keep and self._contexts:
             self._contexts.pop()
         self._position = max(self._position - 1, -1)
+        if self._position == -1 and self._last:
+            names, self._last = self._last, []
+            _announce_end(names)
         return super().__exit__(kind, error, traceback)
 
     def _reset(self) -> None:
         self._contexts = []
         self._position = -1
+        self._last = []
+        self._descending = False
         super()._reset()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -74,10 +89,26 @@ class MarkovMessenger(ReentrantMessenger):
             return
         infer = msg["infer"]
         scope: Counter[str] = infer.setdefault("_markov_scope", Counter())
-        for context in self._contexts[max(0, self._position - self.history) : self._position + 1]:
+        end = self._position + 1
+        for context in self._contexts[max(0, self._position - self.history) : end]:
             scope.update(context.keys())
+        if len(self._contexts) > end:
+            # Kept contexts further down the tree: sites to come will see both them and this site.
+            kept = infer.setdefault("_markov_kept", [])
+            for context in self._contexts[end : end + self.history]:
+                kept.extend(context)
         infer["_markov_depth"] = 1 + infer.get("_markov_depth", 0)
         self._contexts[self._position][msg["name"]] = None
+
+
+def _announce_end(names: list[str]) -> None:
+    """Tell the handlers further out that a chain ends, and which sites are in its last contexts."""
+    stack = handler_stack()
+    depth = sum(isinstance(handler, MarkovMessenger) for handler in stack)
+    for handler in stack:
+        close = getattr(handler, "_close_chain", None)
+        if close is not None:
+            close(names, depth)
 
 
 def markov(

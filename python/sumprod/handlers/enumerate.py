@@ -1,0 +1,229 @@
+"""Run a program over all values of its discrete variables at once, each along a tensor dim of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+import torch
+
+from sumprod._enum_allocator import enum_allocator
+from sumprod.distributions._support import is_whole_support, mark_as_support
+from sumprod.distributions.torch_distribution import TorchDistributionMixin
+from sumprod.handlers.messenger import Messenger, make_handler
+
+# Ends of so many chains stay visible to sites after them; a bound on the number of dims in use.
+MAX_CHAIN_ENDS = 8
+
+
+class _Seen(NamedTuple):
+    """What is kept of a site for those after it."""
+
+    dims: dict[int, int]  # along which its value really varies -> id of the variable
+    counters: dict[str, int]  # of the sequential plates around it
+
+
+class EnumMessenger(Messenger):
+    """Enumerate the latent sites marked `infer={"enumerate": "parallel"}`.
+
+    The site's value becomes its whole support, along a new dim left of all plates, with size 1 along the
+    other dims (unless `infer["expand"]`). With `infer["num_samples"]` greater than 1 the value is that
+    many independent draws along the new dim instead, one for each combination of the variables that the
+    site depends on.
+
+    A site outside `markov` gets a dim that no later site reuses. A site inside gets the rightmost dim that
+    no variable visible from it occupies, so that a chain alternates between a few dims. The last contexts
+    of a chain stay visible after it. Each variable has an id; ids, not dims, tell variables apart.
+
+    Sites get `infer["_enumerate_dim"]` (enumerated ones), and `infer["_dim_to_id"]`: which variables the
+    dims of their densities may belong to.
+
+    Args:
+        first_available_dim: the dim of the first variable, left of all plates; None: go on to the left of
+            all variables enumerated so far, as in a model that runs after its guide.
+
+    Raises:
+        ValueError: `first_available_dim` is not negative or is infinite; (while running) the site depends
+            on a variable that is no longer visible, or a plate occupies the dim.
+        NotImplementedError: (while running) a marked site's distribution cannot be enumerated.
+
+    >>> import torch, sumprod
+    >>> from sumprod.distributions import Categorical
+    >>> with sumprod.handlers.enum(first_available_dim=-1):
+    ...     z = sumprod.sample("z", Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+    ...     x = sumprod.sample("x", Categorical(torch.ones(3, 2)[z]), infer={"enumerate": "parallel"})
+    >>> z.shape, x.shape
+    (torch.Size([3]), torch.Size([2, 1]))
+    """
+
+    def __init__(self, first_available_dim: int | None = None) -> None:
+        super().__init__()
+        if first_available_dim is not None:
+            if math.isinf(first_available_dim):
+                raise ValueError("max_plate_nesting must be set to a finite value for parallel enumeration")
+            if int(first_available_dim) != first_available_dim or first_available_dim >= 0:
+                raise ValueError(
+                    f"Expected first_available_dim < 0 to index from the right, got {first_available_dim!r}"
+                )
+            first_available_dim = int(first_available_dim)
+        self.first_available_dim = first_available_dim
+        self._replayed: Container[str] = ()  # sites that get their values from elsewhere
+        self._reset()
+
+    def __enter__(self) -> Any:
+        allocator = enum_allocator()
+        if self.first_available_dim is None:
+            allocator.continue_to_the_left()
+        else:
+            allocator.set_first_available_dim(self.first_available_dim)
+        self._reset()
+        return super().__enter__()
+
+    def _reset(self) -> None:
+        self._upstream: dict[str, dict[int, int]] = {}
+        self._depths: dict[str, int] = {}  # in how many chains a site is
+        self._seen: dict[str, _Seen] = {}
+        self._levels: dict[str, int] = {}  # in how many open chains a site inside chains is
+        self._ends: list[str] = []  # sites at the ends of closed chains, outside all open ones
+
+    # ---- what a site may depend on
+
+    def _visible_dims(self, msg: Any) -> dict[int, int]:
+        visible = dict(enum_allocator().dim_to_id)
+        for name in self._ends:
+            seen = self._seen[name]
+            if seen.dims and not _independent(seen.counters, msg):
+                visible.update(seen.dims)
+        for name, count in msg["infer"].get("_markov_scope", {}).items():
+            # A different count: the site is in an inner chain that has been left.
+            if self._levels.get(name) == count:
+                visible.update(self._seen[name].dims)
+        return visible
+
+    def _close_chain(self, names: list[str], depth: int) -> None:
+        """A chain, `depth` chains deep, has been left; these sites are in its last contexts."""
+        last = [name for name in names if self._levels.get(name) == depth]
+        for name in last:
+            self._levels[name] = depth - 1
+        if depth == 1 and last:
+            counters = self._seen[last[-1]].counters
+            kept = [name for name in self._ends if not _differ(self._seen[name].counters, counters)]
+            self._ends = (kept + last)[-MAX_CHAIN_ENDS:]
+
+    # ---- messages
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn, name = msg["fn"], msg["name"]
+        if not isinstance(fn, TorchDistributionMixin):
+            return
+        infer = msg["infer"]
+        upstream = self._upstream[name] = self._visible_dims(msg)
+        self._depths[name] = infer.get("_markov_depth", 0)
+        if (
+            infer.get("enumerate") != "parallel"
+            or msg["done"]
+            or msg["is_observed"]
+            or msg["value"] is not None
+            or name in self._replayed
+        ):
+            return
+        count = infer.get("num_samples")
+        if count == 1:
+            return  # an ordinary draw
+        if count is None and not fn.has_enumerate_support:
+            raise NotImplementedError(
+                f"site '{name}' is marked for parallel enumeration, but {type(fn).__name__} cannot be"
+                " enumerated: it does not implement enumerate_support. Mark it infer={'enumerate': None}"
+            )
+        taken = set(upstream)
+        for other in infer.get("_markov_kept", ()):
+            if other in self._seen:
+                taken.update(self._seen[other].dims)
+        dim, number = enum_allocator().allocate(taken, "_markov_depth" not in infer)
+        _check_free(msg, dim)
+        if count is None:
+            expand = bool(infer.get("expand"))
+            values = _move_support(fn.enumerate_support(expand=expand), dim, fn)
+        else:
+            values = _move_support(fn(sample_shape=torch.Size((count,))), dim, fn)
+        infer["_enumerate_dim"] = dim
+        infer["_dim_to_id"] = {**upstream, dim: number}
+        msg["value"] = values
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        upstream = self._upstream.get(msg["name"])
+        if upstream is None:
+            return
+        # A new dict: a replayed site shares its own with the trace it comes from.
+        known = msg["infer"].get("_dim_to_id")
+        dim_to_id = msg["infer"]["_dim_to_id"] = upstream if known is None else {**upstream, **known}
+        dims: dict[int, int] = {}
+        shape = getattr(msg["value"], "shape", ())
+        if dim_to_id and shape:
+            event_dim = len(msg["fn"]._event_shape)
+            rank = len(shape) - event_dim
+            for dim, number in dim_to_id.items():
+                if rank >= -dim and shape[dim - event_dim] > 1:
+                    dims[dim] = number
+        self._seen[msg["name"]] = _Seen(dims, _counters(msg))
+        depth = self._depths.get(msg["name"], 0)
+        if depth:
+            self._levels[msg["name"]] = depth
+
+
+def _counters(msg: Any) -> dict[str, int]:
+    return {frame.name: frame.counter for frame in msg["cond_indep_stack"] if frame.dim is None}
+
+
+def _differ(counters: dict[str, int], others: dict[str, int]) -> bool:
+    """Whether two sites are in different iterations of one sequential plate."""
+    return any(others.get(name, counter) != counter for name, counter in counters.items())
+
+
+def _independent(counters: dict[str, int], msg: Any) -> bool:
+    return bool(counters) and _differ(counters, _counters(msg))
+
+
+def _check_free(msg: Any, dim: int) -> None:
+    """Raise unless no batch dim of the site's distribution and no plate is where its variable goes."""
+    for frame in msg["cond_indep_stack"]:
+        if frame.dim is not None and frame.dim <= dim:
+            raise ValueError(
+                f"Enumeration dim conflict at site '{msg['name']}': its variable would get dim {dim}, but"
+                f" plate '{frame.name}' is at dim {frame.dim}, and enumeration goes left of all plates. Use"
+                f" first_available_dim={frame.dim - 1} (max_plate_nesting={-frame.dim}) or less"
+            )
+    batch_shape = msg["fn"].batch_shape
+    if len(batch_shape) >= -dim and batch_shape[dim] != 1:
+        raise ValueError(
+            f"Enumeration dim conflict at site '{msg['name']}': dim {dim} of the batch shape"
+            f" {tuple(batch_shape)} belongs to a variable that the site may not depend on any more, or to no"
+            " plate\nTry increasing pyro.markov history size"
+        )
+
+
+def _move_support(values: torch.Tensor, dim: int, fn: Any) -> torch.Tensor:
+    """Values along the leftmost dim, moved to batch dim `dim`."""
+    event_shape = tuple(fn._event_shape)
+    batch = tuple(values.shape[1 : values.dim() - len(event_shape)])
+    missing = -dim - 1 - len(batch)
+    if missing >= 0:
+        if missing == 0:
+            return values
+        moved = values.reshape(values.shape[:1] + (1,) * missing + batch + event_shape)
+    elif all(size == 1 for size in batch):
+        moved = values.reshape(values.shape[:1] + (1,) * (-dim - 1) + event_shape)
+    else:
+        # Batch dims left of the variable's: they belong to variables that the site depends on.
+        moved = values.transpose(0, dim - len(event_shape)).squeeze(0)
+    return mark_as_support(moved) if is_whole_support(values, len(values)) and _is_column(moved) else moved
+
+
+def _is_column(values: torch.Tensor) -> bool:
+    return values.dim() == 1 or values.numel() == values.shape[0]
+
+
+enum = make_handler(EnumMessenger)
+EnumerateMessenger = EnumMessenger
