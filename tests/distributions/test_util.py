@@ -12,11 +12,14 @@ import torch
 import torch.distributions as td
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributions import constraint_registry
+from torch.distributions.utils import broadcast_all
 
 import sumprod
-from sumprod import ops
+from sumprod import distributions, ops
 from sumprod import settings as switches
-from sumprod.distributions import util
+from sumprod.distributions import delta, empirical, torch_distribution, unit, util
+from sumprod.distributions import torch as families
 
 
 @pytest.mark.parametrize(
@@ -225,3 +228,16 @@ class TestValidationSwitches:
             assert switches.state.validate_poutine
             util.enable_validation()
             assert util.is_validation_enabled()
+
+
+def test_paths_that_programs_import():
+    assert util.broadcast_all is broadcast_all
+    assert distributions.constraint_registry is constraint_registry
+    for name in families.__all__:
+        assert getattr(distributions, name) is getattr(families, name)
+    assert distributions.Independent is torch_distribution.Independent
+    assert distributions.Delta is delta.Delta
+    assert distributions.Empirical is empirical.Empirical
+    assert distributions.Unit is unit.Unit
+    for name in distributions.__all__:
+        assert hasattr(distributions, name)

@@ -1,5 +1,7 @@
 """Distributions: torch's with `to_event`, `mask` and `expand_by`, and our own."""
 
+from torch.distributions import constraint_registry
+
 from sumprod.distributions import constraints, transforms
 from sumprod.distributions.conjugate import BetaBinomial, DirichletMultinomial, GammaPoisson
 from sumprod.distributions.delta import Delta
@@ -158,6 +160,7 @@ __all__ = [
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",
     "biject_to",
+    "constraint_registry",
     "constraints",
     "enable_validation",
     "is_validation_enabled",

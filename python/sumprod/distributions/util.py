@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributions.utils import broadcast_all
 
 from sumprod import settings
 from sumprod.ops import logsumexp
 
 __all__ = [
+    "broadcast_all",
     "broadcast_shape",
     "copy_docs_from",
     "enable_validation",
