@@ -57,7 +57,10 @@ class TraceMessenger(Messenger):
         return self.trace.copy()
 
     def _reset(self) -> None:
+        arguments = self.trace.nodes.get("_INPUT")
         self.trace = Trace(self.graph_type)
+        if arguments is not None:
+            self.trace.add_node("_INPUT", **arguments)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if self.param_only or msg["infer"].get("_do_not_trace"):
@@ -82,20 +85,21 @@ class TraceHandler:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function and return what it returns."""
         with self.msngr:
-            trace, ends = self.msngr.trace, not self.msngr.param_only
+            ends = not self.msngr.param_only
             if ends:
-                trace.add_node("_INPUT", name="_INPUT", type="args", args=args, kwargs=kwargs)
+                self.msngr.trace.add_node("_INPUT", name="_INPUT", type="args", args=args, kwargs=kwargs)
             try:
                 value = self.fn(*args, **kwargs)
             except (ValueError, RuntimeError) as error:
                 # Once: an outer trace around this one would show the same sites again.
                 if not hasattr(error, "shapes"):
-                    table = trace.format_shapes()
+                    table = self.msngr.trace.format_shapes()
                     error.shapes = table  # type: ignore[union-attr]
                     add_detail(error, table)
                 raise
             if ends:
-                trace.add_node("_RETURN", name="_RETURN", type="return", value=value)
+                # Of the run that has completed: sequential enumeration leaves some halfway.
+                self.msngr.trace.add_node("_RETURN", name="_RETURN", type="return", value=value)
         return value
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:

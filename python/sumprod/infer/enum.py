@@ -1,18 +1,144 @@
-"""Pairs of traces from a guide and a model replayed against it."""
+"""Marks for enumeration, sequential enumeration, and pairs of traces of a guide and a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from queue import LifoQueue
 from typing import Any
 
-from sumprod.handlers import replay, trace
+from sumprod.handlers import infer_config, queue, replay, trace
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import prune_subsample_sites, site_is_subsample
 from sumprod.infer._calling import split_arguments
 from sumprod.infer._checks import check_model_guide_match, check_site_shape
 from sumprod.settings import state
 
-__all__ = ["get_importance_trace", "run_guide_and_model"]
+__all__ = [
+    "config_enumerate",
+    "get_importance_trace",
+    "iter_discrete_escape",
+    "iter_discrete_extend",
+    "iter_discrete_traces",
+    "run_guide_and_model",
+]
+
+
+# ---- marks for enumeration
+
+
+def config_enumerate(
+    guide: Callable[..., Any] | None = None,
+    default: str | None = "parallel",
+    expand: bool = False,
+    num_samples: int | None = None,
+    tmc: str = "diagonal",
+) -> Any:
+    """Mark the latent sites of a program for enumeration; a function of a program, or a decorator.
+
+    Marks every latent site whose distribution can be enumerated; with `num_samples`, every latent site.
+    Options that a site has already stay: `infer={"enumerate": None}` excludes a site.
+
+    Args:
+        guide: a guide, or a model; None: return a decorator.
+        default: "parallel", "sequential" or None (no enumeration).
+        expand: whether enumerated values have the full batch shape, rather than size 1 along other dims.
+        num_samples: draw so many independent samples at each site, along a dim of its own, instead of
+            enumerating. One sample is an ordinary draw.
+        tmc: "diagonal" or "mixture"; kept in the sites' options for tensor Monte Carlo losses.
+
+    Raises:
+        ValueError: an option has an invalid value, or `num_samples` is given with "sequential".
+
+    >>> import torch, sumprod
+    >>> from sumprod.distributions import Bernoulli, Normal
+    >>> @config_enumerate
+    ... def model():
+    ...     sumprod.sample("x", Normal(sumprod.sample("z", Bernoulli(0.5)), 1.0))
+    >>> sites = sumprod.handlers.trace(model).get_trace().nodes
+    >>> sites["z"]["infer"]["enumerate"], "enumerate" in sites["x"]["infer"]
+    ('parallel', False)
+    """
+    if default not in ("sequential", "parallel", None):
+        raise ValueError(
+            f"Invalid default value. Expected 'parallel', 'sequential', or None, but got {default!r}"
+        )
+    if not isinstance(expand, bool):
+        raise ValueError(f"Invalid expand value. Expected True or False, but got {expand!r}")
+    if num_samples is not None:
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+            raise ValueError(f"Invalid num_samples, expected None or a positive integer, got {num_samples!r}")
+        if default == "sequential":
+            raise ValueError(
+                'Local sampling does not support "sequential" sampling; use default="parallel" instead'
+            )
+    if tmc not in ("diagonal", "mixture"):
+        raise ValueError(f"Invalid tmc value. Expected 'diagonal' or 'mixture', but got {tmc!r}")
+    if guide is None:
+        return functools.partial(
+            config_enumerate, default=default, expand=expand, num_samples=num_samples, tmc=tmc
+        )
+    options: dict[str, Any] = {"enumerate": default, "expand": expand}
+    if num_samples is not None:
+        options.update(num_samples=num_samples, tmc=tmc)
+    return infer_config(guide, config_fn=functools.partial(_marks, options))
+
+
+def _marks(options: Mapping[str, Any], site: Any) -> dict[str, Any]:
+    """The options for a site, where it has none of its own."""
+    if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+        return {}
+    if "num_samples" not in options and not getattr(site["fn"], "has_enumerate_support", False):
+        return {}
+    return {**options, **{key: site["infer"][key] for key in options if key in site["infer"]}}
+
+
+# ---- sequential enumeration
+
+
+def iter_discrete_escape(trace: Trace, msg: Any) -> bool:
+    """Whether a site is latent, marked for sequential enumeration, and not in the trace yet."""
+    return bool(
+        msg["type"] == "sample"
+        and not msg["is_observed"]
+        and msg["infer"].get("enumerate") == "sequential"
+        and msg["name"] not in trace
+    )
+
+
+def iter_discrete_extend(trace: Trace, site: Any, **ignored: Any) -> list[Trace]:
+    """Extensions of a partial trace by each value of a site; `infer["_enum_total"]` is how many there are.
+
+    Raises:
+        NotImplementedError: the site's distribution cannot be enumerated.
+    """
+    if not getattr(site["fn"], "has_enumerate_support", False):
+        raise NotImplementedError(
+            f"site '{site['name']}' is marked for sequential enumeration, but {type(site['fn']).__name__}"
+            " cannot be enumerated: it does not implement enumerate_support"
+        )
+    values = site["fn"].enumerate_support(expand=site["infer"].get("expand", False))
+    extensions = []
+    for value in values:
+        extended = trace.copy()
+        infer = {**site["infer"], "_enum_total": len(values)}
+        extended.add_node(site["name"], **{**site, "value": value, "infer": infer})
+        extensions.append(extended)
+    return extensions
+
+
+def iter_discrete_traces(
+    graph_type: str, fn: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Iterator[Trace]:
+    """Traces of `fn(*args, **kwargs)` for every combination of values of its sequentially marked sites."""
+    partial: LifoQueue[Trace] = LifoQueue()
+    partial.put(Trace())
+    program = queue(fn, queue=partial, escape_fn=iter_discrete_escape, extend_fn=iter_discrete_extend)
+    while not partial.empty():
+        yield trace(program, graph_type=graph_type).get_trace(*args, **kwargs)
+
+
+# ---- pairs of traces
 
 
 def run_guide_and_model(
