@@ -196,9 +196,9 @@ class Trace:
 
     def _site_log_prob(self, site: Any, what: str) -> Any:
         fn, mask = site["fn"], site["mask"]
-        if isinstance(mask, torch.Tensor) and isinstance(fn, TorchDistributionMixin):
-            # The density itself must not see what is masked out: the gradient at a NaN is NaN, even
-            # where it is multiplied by zero.
+        if site["is_observed"] and isinstance(mask, torch.Tensor) and isinstance(fn, TorchDistributionMixin):
+            # The density itself must not see data that are masked out: the gradient at a NaN is NaN,
+            # even where it is multiplied by zero. A masked draw keeps its density, which is its score.
             fn = fn.mask(mask)
         try:
             return fn.log_prob(site["value"], *site["args"], **site["kwargs"])
