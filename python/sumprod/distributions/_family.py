@@ -77,8 +77,10 @@ class LeanFamily(Family):
         else:
             new = self._get_checked_instance(family, _instance)  # type: ignore[attr-defined]
         batch_shape = torch.Size(batch_shape)
+        same = batch_shape == self._batch_shape
         for name in family._parameters:
-            setattr(new, name, getattr(self, name).expand(batch_shape))
+            parameter = getattr(self, name)
+            setattr(new, name, parameter if same else parameter.expand(batch_shape))
         new._batch_shape = batch_shape
         new._event_shape = NO_DIMS
         new._validate_args = self._validate_args

@@ -6,11 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from sumprod.distributions._feasible import feasible_point
 from sumprod.distributions.util import broadcast_shape
 
 __all__ = ["filled", "zero_log_prob"]
+
+# What `feasible_point` would find, at once, for the supports of most data.
+_HARMLESS = {
+    constraints.real: 0.0,
+    constraints.positive: 1.0,
+    constraints.nonnegative: 1.0,
+    constraints.unit_interval: 0.5,
+    constraints.boolean: 0.0,
+    constraints.nonnegative_integer: 0.0,
+}
 
 
 def filled(
@@ -37,10 +48,12 @@ def filled(
         return value
     if any(m != 1 and m != v for m, v in zip(mask.shape[::-1], value.shape[::-1], strict=False)):
         return value
+    keep = mask if present is None else mask | present
+    number = _HARMLESS.get(support) if value.is_floating_point() else None
+    if number is not None:
+        return torch.where(keep, value, number)
     harmless = feasible_point(support, value, event_shape)
-    if harmless is None:
-        return value
-    return torch.where(mask if present is None else mask | present, value, harmless.to(value.dtype))
+    return value if harmless is None else torch.where(keep, value, harmless.to(value.dtype))
 
 
 def zero_log_prob(value: Tensor, batch_shape: torch.Size, event_shape: torch.Size) -> Tensor:
