@@ -1,0 +1,310 @@
+"""Einsum with plates: several outputs of one product of tensors, in a choice of rings.
+
+Symbols of an equation are variables, summed out, or plates, multiplied along. A variable of which all
+operands have a plate is a variable of its own in each slice of this plate.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sumprod.ops._plated import components, homes, output, require_plates
+from sumprod.ops._rings import LINEAR, LOG, MAX, Factor, Ring, multiply
+
+__all__ = ["contract_tensor_tree", "contract_to_tensor", "einsum", "naive_ubersum", "ubersum"]
+
+_LOG_BACKEND = "pyro.ops.einsum.torch_log"
+_RINGS: dict[str, Ring] = {
+    "torch": LINEAR,
+    **{
+        f"{package}.ops.einsum.{name}": ring
+        for package in ("pyro", "sumprod")
+        for name, ring in [("torch_log", LOG), ("torch_map", MAX), ("torch_marginal", LOG)]
+    },
+}
+
+Tree = Mapping[frozenset[str], Sequence[Tensor]]
+
+
+def einsum(
+    equation: str,
+    *operands: Tensor,
+    plates: Collection[str] = "",
+    backend: str = "torch",
+    cache: dict[Any, Any] | None = None,
+    modulo_total: bool = False,
+) -> tuple[Tensor, ...]:
+    """Sums of products over variables, products along plates; one tensor per output of the equation.
+
+    Args:
+        equation: inputs and outputs separated by commas, as "ab,bc->,b"; one character per dim. A plate in
+            an output is not multiplied along: the result has one slice per slice of the plate. A variable
+            in plates needs these plates in the output.
+        operands: tensors with the dims named. One tensor may stand in several places.
+        plates: which symbols are plates.
+        backend: "torch" (numbers, of any sign), "pyro.ops.einsum.torch_log" (logs of weights),
+            "pyro.ops.einsum.torch_map" (logs, the largest term in place of the sum),
+            "pyro.ops.einsum.torch_marginal" (as torch_log; its gradients are marginals); with "sumprod" in
+            place of "pyro" the same.
+        cache: has no effect: plans are remembered by structure, whoever asks.
+        modulo_total: must be True when an output has dims. Where the graph falls apart along the plates of
+            an output, each slice of the result has the total of its own parts only, that is, it is
+            right up to a factor per slice.
+
+    Returns:
+        New tensors, never an operand itself. Differentiable; the logs of impossible totals are -inf with
+        zero gradient.
+
+    Raises:
+        ValueError: sizes, symbols and operands do not fit; an output has a variable without its plates.
+        NotImplementedError: an ellipsis; an unknown backend; outputs with dims without `modulo_total`;
+            plates that are not nested like a tree.
+
+    References:
+        Obermeyer et al. 2019, "Tensor Variable Elimination for Plated Factor Graphs".
+
+    >>> import torch
+    >>> weights, likelihood = torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.8], [0.2, 0.3]])
+    >>> einsum("z,zd->,z", weights, likelihood, plates="d", modulo_total=True)
+    (tensor(0.3900), tensor([0.3600, 0.0300]))
+    """
+    ring = _ring(backend)
+    factors, outputs, sizes = _parse(equation, operands)
+    _require_modulo_total(outputs, modulo_total)
+    return tuple(output(ring, factors, frozenset(plates), dims, sizes) for dims in outputs)
+
+
+def ubersum(
+    equation: str,
+    *operands: Tensor,
+    plates: Collection[str] | None = None,
+    batch_dims: Collection[str] | None = None,
+    backend: str = _LOG_BACKEND,
+    cache: dict[Any, Any] | None = None,
+    modulo_total: bool = False,
+) -> tuple[Tensor, ...]:
+    """`einsum` of logs; `batch_dims` is an old name of `plates`."""
+    return einsum(
+        equation,
+        *operands,
+        plates=_plates(plates, batch_dims),
+        backend=backend,
+        cache=cache,
+        modulo_total=modulo_total,
+    )
+
+
+def naive_ubersum(
+    equation: str,
+    *operands: Tensor,
+    plates: Collection[str] | None = None,
+    batch_dims: Collection[str] | None = None,
+    backend: str = _LOG_BACKEND,
+    cache: dict[Any, Any] | None = None,
+    modulo_total: bool = False,
+) -> tuple[Tensor, ...]:
+    """A slow reference for `ubersum`: unrolls all plates into copies of variables and factors.
+
+    Every slice of a result has the total over the whole graph, so that `modulo_total` is not needed. The
+    cost grows exponentially where `ubersum` refuses.
+    """
+    ring = _ring(backend)
+    named = frozenset(_plates(plates, batch_dims))
+    factors, outputs, sizes = _parse(equation, operands)
+    home = homes(factors, named)
+    for symbols in outputs:
+        require_plates(symbols, home, sizes)
+
+    def copy(variable: Hashable, at: Mapping[Hashable, int]) -> Hashable:
+        return variable, tuple((plate, at[plate]) for plate in sizes if plate in home[variable])
+
+    unrolled: list[Factor] = []
+    for tensor, dims in factors:
+        for at in _slices([dim for dim in dims if dim in named], sizes):
+            piece = tensor[tuple(at.get(dim, slice(None)) for dim in dims)]
+            unrolled.append((piece, tuple(copy(dim, at) for dim in dims if dim not in named)))
+
+    results = []
+    for symbols in outputs:
+        own_plates = [dim for dim in symbols if dim in named]
+        kept = [dim for dim in symbols if dim not in named]
+        slices = []
+        for at in _slices(own_plates, sizes):
+            copies = {copy(dim, at): sizes[dim] for dim in kept}
+            parts = ring.contract(unrolled, (), copies)
+            slices.append(multiply(ring, parts, list(copies), copies)[0])
+        order = [*own_plates, *kept]
+        stacked = torch.stack(slices).reshape([sizes[dim] for dim in order])
+        results.append(stacked.permute([order.index(dim) for dim in symbols]))
+    return tuple(results)
+
+
+def contract_tensor_tree(
+    tensor_tree: Tree,
+    sum_dims: Collection[str],
+    cache: dict[Any, Any] | None = None,
+    ring: str | None = None,
+) -> OrderedDict[frozenset[str], list[Tensor]]:
+    """Sum dims out of packed tensors that are grouped by their plates; multiply only along inner plates.
+
+    Args:
+        tensor_tree: from sets of plates to packed tensors (see `sumprod.ops.packed`). A tensor that lacks
+            the dim of one of its plates is constant along it.
+        sum_dims: names of the dims to sum out; others stay.
+        cache: has no effect, as for `einsum`.
+        ring: a backend of `einsum`; None: logs.
+
+    Returns:
+        From sets of plates to packed tensors, one per part connected through `sum_dims`, in the plates that
+        all tensors of the part are in.
+
+    Raises:
+        NotImplementedError: plates that are not nested like a tree.
+    """
+    chosen = _ring(_LOG_BACKEND if ring is None else ring)
+    factors, plates, sizes = _from_tree(tensor_tree)
+    summed = frozenset(sum_dims)
+    result: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    for part in components(factors, summed):
+        common = plates.intersection(*(dims for _, dims in part))
+        own = dict.fromkeys(dim for _, dims in part for dim in dims)
+        wanted = [dim for dim in own if dim in common or not (dim in plates or dim in summed)]
+        found = multiply(chosen, chosen.contract(part, plates - common, wanted), wanted, sizes)
+        result.setdefault(frozenset(map(str, common)), []).append(_packed(found))
+    return result
+
+
+def contract_to_tensor(
+    tensor_tree: Tree,
+    sum_dims: Collection[str],
+    target_ordinal: Collection[str] | None = None,
+    target_dims: Collection[str] | None = None,
+    cache: dict[Any, Any] | None = None,
+    ring: str | None = None,
+) -> Tensor:
+    """One packed tensor over some plates and dims, as one output of `einsum` with `modulo_total`.
+
+    Args:
+        tensor_tree: as for `contract_tensor_tree`.
+        sum_dims: names of the dims to sum out.
+        target_ordinal: plates of the result; None: no plates.
+        target_dims: of `sum_dims`, those to keep after all; None: none.
+        cache: has no effect, as for `einsum`.
+        ring: a backend of `einsum`; None: logs.
+
+    Returns:
+        A packed tensor, its dims sorted by name.
+
+    Raises:
+        ValueError: a dim is kept without its plates.
+        NotImplementedError: plates that are not nested like a tree.
+    """
+    chosen = _ring(_LOG_BACKEND if ring is None else ring)
+    factors, plates, sizes = _from_tree(tensor_tree)
+    named = {*(target_dims or ()), *(target_ordinal or ())}
+    free = [dim for dim in sizes if dim not in plates and dim not in sum_dims]
+    # A dim of size 1 is in no packed tensor.
+    dims = sorted((dim for dim in sizes if dim in named or dim in free), key=str)
+    return _packed((output(chosen, factors, plates, dims, sizes), tuple(dims)))
+
+
+# ---- equations
+
+
+def _ring(backend: str) -> Ring:
+    ring = _RINGS.get(backend)
+    if ring is None:
+        raise NotImplementedError(
+            f"Expected one of the backends {', '.join(_RINGS)}, got {backend!r}. "
+            "For draws see sumprod.ops.contraction.sample"
+        )
+    return ring
+
+
+def _plates(plates: Collection[str] | None, batch_dims: Collection[str] | None) -> Collection[str]:
+    if plates is not None and batch_dims is not None and set(plates) != set(batch_dims):
+        raise ValueError(f"batch_dims is an old name of plates: got {batch_dims!r} and {plates!r}")
+    return plates if plates is not None else batch_dims or ""
+
+
+def _parse(
+    equation: str, operands: Sequence[Tensor]
+) -> tuple[list[Factor], list[tuple[str, ...]], dict[Hashable, int]]:
+    equation = equation.replace(" ", "")
+    if "." in equation:
+        raise NotImplementedError(f"An ellipsis is not supported, name every dim; got {equation!r}")
+    left, arrow, right = equation.partition("->")
+    if not arrow:
+        raise ValueError(f"Expected an equation with outputs after '->', got {equation!r}")
+    inputs, outputs = left.split(","), right.split(",")
+    if not operands or len(inputs) != len(operands):
+        raise ValueError(f"Expected {len(inputs)} operands for {equation!r}, got {len(operands)}")
+    for symbols in (*inputs, *outputs):
+        if len(set(symbols)) != len(symbols):
+            raise ValueError(f"Expected distinct symbols in each term, got {symbols!r} in {equation!r}")
+    sizes: dict[Hashable, int] = {}
+    for symbols, tensor in zip(inputs, operands, strict=True):
+        if tensor.dim() != len(symbols):
+            raise ValueError(f"Expected dims {symbols!r} of an operand, got shape {tuple(tensor.shape)}")
+        _add_sizes(sizes, symbols, tensor)
+    factors: list[Factor] = [(t, tuple(s)) for t, s in zip(operands, inputs, strict=True)]
+    return factors, [tuple(symbols) for symbols in outputs], sizes
+
+
+def _add_sizes(sizes: MutableMapping[Hashable, int], dims: Sequence[str], tensor: Tensor) -> None:
+    for dim, size in zip(dims, tensor.shape, strict=True):
+        if sizes.setdefault(dim, size) != size:
+            raise ValueError(f"Dimension size mismatch at dim '{dim}': {sizes[dim]} vs {size}")
+
+
+def _require_modulo_total(outputs: Sequence[Sequence[str]], modulo_total: bool) -> None:
+    if not modulo_total and any(outputs):
+        shown = ", ".join(repr("".join(dims)) for dims in outputs if dims)
+        raise NotImplementedError(
+            f"Outputs {shown} have dims, and are computed up to a factor per slice of their plates. "
+            "Try setting modulo_total=True if that is enough, else naive_ubersum"
+        )
+
+
+def _slices(plates: Sequence[Hashable], sizes: Mapping[Hashable, int]) -> list[dict[Hashable, int]]:
+    positions = itertools.product(*(range(sizes[plate]) for plate in plates))
+    return [dict(zip(plates, position, strict=True)) for position in positions]
+
+
+# ---- trees
+
+
+def _from_tree(tree: Tree) -> tuple[list[Factor], frozenset[Hashable], dict[Hashable, int]]:
+    """Factors with all dims of their plates; all plates; all sizes."""
+    plates: frozenset[Hashable] = frozenset().union(*tree)
+    sizes: dict[Hashable, int] = {}
+    for tensors in tree.values():
+        for tensor in tensors:
+            _add_sizes(sizes, tensor._pyro_dims, tensor)  # type: ignore[attr-defined]
+    for plate in sorted(plates, key=str):
+        sizes.setdefault(plate, 1)
+    factors: list[Factor] = []
+    for ordinal, tensors in tree.items():
+        for tensor in tensors:
+            own: str = tensor._pyro_dims  # type: ignore[attr-defined]
+            lacking = sorted(plate for plate in ordinal if plate not in own)
+            expanded = tensor.expand([*(sizes[plate] for plate in lacking), *tensor.shape])
+            factors.append((expanded, (*lacking, *own)))
+    return factors, plates, sizes
+
+
+def _packed(factor: Factor) -> Tensor:
+    """A packed tensor: no dims of size 1, names sorted."""
+    tensor, dims = factor
+    order = sorted((dim for dim, size in zip(dims, tensor.shape, strict=True) if size != 1), key=str)
+    sizes = dict(zip(dims, tensor.shape, strict=True))
+    squeezed = [dim for dim in dims if sizes[dim] != 1]
+    packed = tensor.reshape([sizes[dim] for dim in squeezed]).permute([squeezed.index(dim) for dim in order])
+    packed._pyro_dims = "".join(map(str, order))  # type: ignore[attr-defined]
+    return packed
