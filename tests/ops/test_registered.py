@@ -13,6 +13,7 @@ from torch import Tensor
 
 import sumprod
 from sumprod import ops
+from sumprod.ops import contraction
 from tests.ops.checks import HMM_OPERATORS, Recorder, call, gradients, raw_operators, uniforms_for
 from tests.ops.hmm_cases import Case, Spec, build
 
@@ -62,9 +63,24 @@ def use_everything() -> None:
         ops.normalize_weights(x)
         for field in range(3):
             second_derivative(lambda v, field=field: ops.normalize_weights(v)[field], x)
+        use_contractions(dtype)
     # Eager code raises by itself; only compiled graphs call this one.
     path, dead = torch.zeros(1, 3, 4, dtype=torch.int64), torch.full((3,), -1)
     torch.ops.sumprod.require_support(path, dead, "hmm_viterbi", [3])
+
+
+def use_contractions(dtype: torch.dtype) -> None:
+    factors, plates = ["g", "gap", "abpq"], "pq"
+    sizes = {"g": 2, "a": 3, "b": 2, "p": 2, "q": 3}
+    leaves = [torch.randn([sizes[d] for d in dims], dtype=dtype).requires_grad_() for dims in factors]
+    for kept in ("", "g"):
+        results = contraction.contract(leaves, factors, plates, kept=kept)
+        torch.autograd.grad([value.sum() for _, value in results], leaves)
+    second_derivative(lambda *values: contraction.contract(values, factors, plates)[0][1], *leaves)
+    with torch.no_grad():
+        contraction.contract(leaves, factors, plates, maximise=True)
+    for maximise in (False, True):
+        contraction.sample([leaf.detach() for leaf in leaves], factors, plates, maximise=maximise)
 
 
 @functools.cache

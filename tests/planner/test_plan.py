@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from sumprod.ops._plan import NotTreeStructured, Plan, make_plan
 from tests.oracles.plated import log_total, variable_plates
-
-PLATES = "pqr"
+from tests.planner.graphs import PLATES, graphs, tables_for
 
 
 def run(plan: Plan, tables: list[np.ndarray]) -> list[tuple[tuple, np.ndarray]]:
@@ -38,24 +37,6 @@ def run(plan: Plan, tables: list[np.ndarray]) -> list[tuple[tuple, np.ndarray]]:
         order = [scope.index(dim) for dim in step.dims]
         values.append((step.dims, total.transpose(order)))
     return [values[number] for number in plan.results]
-
-
-@st.composite
-def graphs(draw):
-    """Factors over up to five variables and three plates, small enough to enumerate."""
-    variables = "abcde"[: draw(st.integers(1, 5))]
-    sizes = {dim: draw(st.integers(1, 2)) for dim in variables + PLATES}
-    dims = st.builds(
-        lambda v, p: "".join(v) + "".join(p),
-        st.lists(st.sampled_from(variables), max_size=3, unique=True),
-        st.lists(st.sampled_from(PLATES), max_size=2, unique=True),
-    )
-    return draw(st.lists(dims, min_size=1, max_size=6)), sizes
-
-
-def tables_for(factors, sizes, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.normal(size=[sizes[dim] for dim in dims]) for dims in factors]
 
 
 @given(graphs(), st.booleans())

@@ -56,8 +56,8 @@ def vindex(tensor: Tensor, args: Any) -> Tensor:
         args += (slice(None),) * (tensor.dim() - len(args))
     rank = tensor.dim() - len(args)
     # Slices first: what is left of them covers its dim wholly.
-    ranges: Any = [arg if isinstance(arg, slice) else slice(None) for arg in args]
-    tensor = tensor[(..., *ranges)]
+    ranges: Any = (..., *(arg if isinstance(arg, slice) else slice(None) for arg in args))
+    tensor = tensor[ranges]
     positions = {rank + i: arg for i, arg in enumerate(args) if not isinstance(arg, slice)}
     if not any(isinstance(position, Tensor) for position in positions.values()):
         return tensor[tuple(positions.get(dim, slice(None)) for dim in range(tensor.dim()))]
