@@ -149,8 +149,31 @@ class _Slices:
         wanted = [*kept, *(_Slice(plate) for plate in self._ordered(at))]
         sizes = dict(self._sizes)
         sizes.update((_Slice(plate), self._sizes[plate]) for plate in at)
-        tensor, dims = multiply(self._ring, self._contract(view, self._plates, wanted, sizes), wanted, sizes)
+        own: list[Hashable] = [dim for dim in wanted if isinstance(dim, _Slice)]
+        pieces = self._contract(self._per_slice(view, own, wanted, sizes), self._plates, wanted, sizes, own)
+        tensor, dims = multiply(self._ring, pieces, wanted, sizes)
         return tensor, tuple(dim.plate if isinstance(dim, _Slice) else dim for dim in dims)
+
+    def _per_slice(
+        self,
+        view: list[Factor],
+        own: list[Hashable],
+        wanted: Sequence[Hashable],
+        sizes: Mapping[Hashable, int],
+    ) -> list[Factor]:
+        """Factors that all have the slice's dims: what others share is contracted once, then repeated."""
+        inner = [factor for factor in view if set(own) <= set(factor[1])]
+        outer = [factor for factor in view if not set(own) <= set(factor[1])]
+        if not outer:
+            return inner
+        seen = {dim for _, dims in inner for dim in dims} | set(wanted)
+        found = dict.fromkeys(dim for _, dims in outer for dim in dims)
+        kept = [dim for dim in found if dim in seen and dim not in self._plates]
+        for tensor, dims in self._contract(outer, self._plates, kept, sizes, []):
+            lacking = [dim for dim in own if dim not in dims]
+            expanded = tensor.expand([*(sizes[dim] for dim in lacking), *tensor.shape])
+            inner.append((expanded, (*lacking, *dims)))
+        return inner
 
     def _inside(self, start: Hashable) -> tuple[list[_Flagged], set[Hashable], list[Hashable]]:
         """Take out all factors connected to a variable through variables in its plates.
@@ -184,7 +207,7 @@ class _Slices:
                 "make one of them a sequential plate"
             )
         wanted = [*interface, *self._ordered(at)]
-        pieces = self._contract(inner, self._plates - at, wanted, self._sizes)
+        pieces = self._contract(inner, self._plates, wanted, self._sizes, self._ordered(at))
         message = multiply(self._ring, pieces, wanted, self._sizes)
         across = self._ordered(at - parent)
         self._factors.append((self._ring.product(message, across), True))
@@ -199,9 +222,14 @@ class _Slices:
         plates: Plates,
         kept: Sequence[Hashable],
         sizes: Mapping[Hashable, int],
+        common: list[Hashable],
     ) -> list[Factor]:
-        """Keep dims that are outside `plates`, also where all that these factors show of them is inside."""
+        """Keep dims of which all that these factors show may be inside plates; all are in `common` ones."""
         home = homes(factors, plates)
         one = torch.full((), self._ring.one, dtype=self._like.dtype, device=self._like.device)
-        units = [(one.expand(sizes[dim]), (dim,)) for dim in kept if home.get(dim)]
-        return self._ring.contract([*factors, *units], plates, kept)
+        units = [
+            (one.expand([sizes[name] for name in (dim, *common)]), (dim, *common))
+            for dim in kept
+            if dim not in common and not home.get(dim, frozenset()) <= frozenset(common)
+        ]
+        return self._ring.contract([*factors, *units], plates.union(common), kept)

@@ -175,7 +175,7 @@ def contract_tensor_tree(
         common = plates.intersection(*(dims for _, dims in part))
         own = dict.fromkeys(dim for _, dims in part for dim in dims)
         wanted = [dim for dim in own if dim in common or not (dim in plates or dim in summed)]
-        found = multiply(chosen, chosen.contract(part, plates - common, wanted), wanted, sizes)
+        found = multiply(chosen, chosen.contract(part, plates, wanted), wanted, sizes)
         result.setdefault(frozenset(map(str, common)), []).append(_packed(found))
     return result
 
