@@ -60,6 +60,7 @@ HmmInputs::HmmInputs(const char* op, const Tensor& initial_in, const Tensor& tra
                      const std::optional<Tensor>& lengths_in)
     : initial(initial_in), transition(transition_in), emission(emission_in), lengths(lengths_in) {
   check_shapes(op, initial, transition, emission);
+  STD_TORCH_CHECK(emission.size(1) < INT32_MAX / 4, "sumprod::", op, ": at most 2^29 steps, got ", emission.size(1));
   check_types(op, initial, transition, emission);
   if (lengths.has_value()) {
     if (!lengths->is_contiguous()) lengths = torch::stable::contiguous(*lengths);
