@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/huge_pages.h"
 #include "ops/parallel.h"
 
 namespace sumprod {
@@ -86,11 +87,15 @@ HmmInputs::HmmInputs(const char* op, const Tensor& initial_in, const Tensor& tra
 }
 
 Tensor HmmInputs::empty(std::initializer_list<int64_t> sizes) const {
-  return torch::stable::new_empty(emission, {sizes.begin(), sizes.size()});
+  Tensor result = torch::stable::new_empty(emission, {sizes.begin(), sizes.size()});
+  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * (problem.is_double ? 8 : 4));
+  return result;
 }
 
 Tensor HmmInputs::empty_long(std::initializer_list<int64_t> sizes) const {
-  return torch::stable::new_empty(emission, {sizes.begin(), sizes.size()}, ScalarType::Long);
+  Tensor result = torch::stable::new_empty(emission, {sizes.begin(), sizes.size()}, ScalarType::Long);
+  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * 8);
+  return result;
 }
 
 Tensor HmmInputs::zeros_double(std::initializer_list<int64_t> sizes) const {
