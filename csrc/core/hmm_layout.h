@@ -10,8 +10,8 @@
 // Both add in the same order (state 0 first), so a sequence gets the same bits in either.
 #pragma once
 
+#include "core/exp_log.h"
 #include "core/hmm_problem.h"
-#include "core/simd.h"
 
 namespace {
 
