@@ -124,6 +124,19 @@ void fill_padding(const HmmProblem& problem, Tensor& output, int64_t rows, int64
   }
 }
 
+void fill_empty(const HmmProblem& problem, Tensor& output, int64_t row_size, double value) {
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    if (length_of(problem, b) > 0) continue;
+    for (int64_t k = b * row_size; k < (b + 1) * row_size; ++k) {
+      if (problem.is_double) {
+        output.mutable_data_ptr<double>()[k] = value;
+      } else {
+        output.mutable_data_ptr<float>()[k] = static_cast<float>(value);
+      }
+    }
+  }
+}
+
 void fill_padding_long(const HmmProblem& problem, int64_t* output, int64_t draws, int64_t value) {
   if (problem.lengths == nullptr) return;
   for (int64_t n = 0; n < draws; ++n) {
