@@ -23,6 +23,7 @@ template <>
 class DoubleSum<double> {
  public:
   SUMPROD_INLINE void add(VecD v) { total_ += v; }
+  void clear(int l) { total_[l] = 0.0; }
   double lane(int l) const { return total_[l]; }
 
  private:
@@ -44,12 +45,17 @@ class DoubleSum<float> {
     high_ += __builtin_convertvector(__builtin_shufflevector(v, v, 2, 3), VecD);
 #endif
   }
-  double lane(int l) const {
-    constexpr int kHalf = Simd<double>::kWidth;
-    return l < kHalf ? low_[l] : high_[l - kHalf];
+  void clear(int l) {
+    if (l < kHalf) {
+      low_[l] = 0.0;
+    } else {
+      high_[l - kHalf] = 0.0;
+    }
   }
+  double lane(int l) const { return l < kHalf ? low_[l] : high_[l - kHalf]; }
 
  private:
+  static constexpr int kHalf = Simd<double>::kWidth;
   VecD low_ = {}, high_ = {};
 };
 
@@ -69,6 +75,11 @@ struct Weights {
 template <class Layout>
 int64_t panel_vectors(int64_t states) {
   return smaller(Layout::vectors(states), Layout::kMaxPanel);
+}
+
+// Where the weight of vector v of row i is, in weights from the start of the matrix.
+SUMPROD_INLINE int64_t panel_index(int64_t panel, int64_t states, int64_t i, int64_t v) {
+  return v / panel * panel * states + i * panel + v % panel;
 }
 
 // Reals that one part (mantissa or exponent) of a weight matrix takes.
@@ -134,7 +145,7 @@ SUMPROD_INLINE void with_columns(int64_t panel, int64_t states, Int<Real> index,
   }
 #endif
   int64_t offset[W];
-  for (int l = 0; l < W; ++l) offset[l] = index[l] / panel * panel * states + index[l] % panel;
+  for (int l = 0; l < W; ++l) offset[l] = panel_index(panel, states, 0, index[l]);
   use([&](const Real* rows, int64_t i) SUMPROD_INLINE_LAMBDA {
     Vec<Real> result = {};
     SUMPROD_UNROLL
@@ -175,10 +186,6 @@ struct Linear {
   static SUMPROD_INLINE Scale scale_from(V peak) {
     const Int<Real> k = exponent_of<Real>(peak);
     return {pow2_negated<Real>(k), as_real(as_bits(splat(Simd<Real>::kRound)) + k) - Simd<Real>::kRound};
-  }
-  static SUMPROD_INLINE Scale unit_scale() { return {splat(Real(1)), V{}}; }
-  static SUMPROD_INLINE Scale select(Int<Real> mask, Scale a, Scale b) {
-    return {mask ? a.factor : b.factor, mask ? a.exponent : b.exponent};
   }
   static SUMPROD_INLINE Number rescale(Number x, Scale s) { return {x.f * s.factor}; }
 
@@ -267,8 +274,6 @@ struct Extended {
   static SUMPROD_INLINE V peak_start() { return splat(-kInfinity<Real>); }
   static SUMPROD_INLINE V peak(Number x, V so_far) { return max_fast(x.e, so_far); }
   static SUMPROD_INLINE Scale scale_from(V peak) { return {peak == -kInfinity<Real> ? V{} : peak}; }
-  static SUMPROD_INLINE Scale unit_scale() { return {V{}}; }
-  static SUMPROD_INLINE Scale select(Int<Real> mask, Scale a, Scale b) { return {mask ? a.exponent : b.exponent}; }
   static SUMPROD_INLINE Number rescale(Number x, Scale s) { return {x.f, x.e - s.exponent}; }
 
   template <class Get>
@@ -441,7 +446,7 @@ Weights<typename Arithmetic::Real> prepare_weights(const External* potential, in
         store(row, Arithmetic::exp(load(row)).f);
       }
       for (int l = 0; l < W && j + l < columns; ++l) {
-        const int64_t at = (j + l) / panel * panel * states + i * panel + (j + l) % panel;
+        const int64_t at = panel_index(panel, states, i, j + l);
         storage[at] = row[l];
         if constexpr (Arithmetic::kExtended) exponent[at] = row_exponent[l];
       }

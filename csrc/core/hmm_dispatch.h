@@ -62,11 +62,12 @@ struct Group {
   explicit Group(const HmmTask& task)
       : problem(*task.problem),
         arena(task.workspace),
-        lanes(problem, task.group),
+        lanes(arena, problem, task.group),
         forward(weights_of(task.shared->forward)),
         backward(weights_of(task.shared->backward)),
         transitions(arena, problem, forward.mantissa == nullptr ? nullptr : &forward,
-                    forward.mantissa == nullptr ? nullptr : &backward, task.group.sequences[0]) {}
+                    forward.mantissa == nullptr ? nullptr : &backward,
+                    task.group.segments == nullptr ? 0 : task.group.segments[0].sequence) {}
 
   static Weights<Real> weights_of(const HmmWeights& w) {
     return {static_cast<const Real*>(w.mantissa),
@@ -78,10 +79,10 @@ struct Group {
             w.invalid};
   }
 
-  // Rows 0 .. length-1 of one sequence in a contiguous [batch, steps, states] output.
-  void fill_rows(External* output, int lane, External value) const {
-    External* rows = output + lanes.sequence[lane] * problem.steps * problem.states;
-    for (int64_t k = 0; k < lanes.length[lane] * problem.states; ++k) rows[k] = value;
+  // Rows 0 .. length-1 of segment k's sequence in a contiguous [batch, steps, states] output.
+  void fill_rows(External* output, int64_t k, External value) const {
+    External* rows = output + lanes.sequence(k) * problem.steps * problem.states;
+    for (int64_t i = 0; i < lanes.length(k) * problem.states; ++i) rows[i] = value;
   }
 };
 

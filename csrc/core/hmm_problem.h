@@ -46,10 +46,24 @@ enum class HmmLayout {
   lane_is_state,     // one sequence at a time: small batches, or a transition matrix each
 };
 
-// One unit of work: `count` sequences that travel together (1 when lane_is_state), longest first.
+// Where a sequence runs: in which lane of its group, from which step of the lane on. With a
+// homogeneous, shared transition a lane may take several sequences one after the other, so that
+// ragged batches leave few lanes idle; the steps of one sequence are always consecutive.
+struct HmmSegment {
+  int64_t sequence, start;
+  int lane;
+};
+
+// Segments start at multiples of this many steps, so that what a kernel does every few steps
+// falls on the same steps of a sequence wherever it runs.
+constexpr int64_t kHmmSegmentAlign = 4;
+
+// One unit of work: sequences that travel together (one when lane_is_state), lane by lane, and in
+// each lane in the order of time. `segments` is null when only sizes are asked for.
 struct HmmGroup {
-  const int64_t* sequences;
-  int count;
+  const HmmSegment* segments;
+  int64_t count;
+  int64_t steps;  // of the longest lane
 };
 
 // Transition weights prepared once for all groups of a homogeneous chain; the Real type follows
@@ -76,7 +90,7 @@ struct HmmTask {
   int64_t unit;         // which partial result this group may add to
   const void* outputs;  // the operator's own struct
   void* workspace;      // 64-byte aligned
-  bool* redo;           // per sequence of the group: run it again in the next tier
+  bool* redo;           // per segment of the group: run it again in the next tier
 };
 
 }  // namespace sumprod

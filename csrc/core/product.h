@@ -2,8 +2,8 @@
 // transformed there (exponentiated, say), and multiplied with accumulators held in registers.
 #pragma once
 
+#include "core/exp_log.h"
 #include "core/matrix_problem.h"
-#include "core/simd.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 // What is computed from a block does not depend on its form, so the form is chosen for speed.
 #pragma once
 
-#include "core/simd.h"
+#include "core/exp_log.h"
 #include "core/slices.h"
 
 namespace {

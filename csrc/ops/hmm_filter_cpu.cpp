@@ -39,11 +39,11 @@ int64_t hmm_filter_group(const HmmTask& task) {
         }
         store(row + v * W, result);
       }
-      if constexpr (Arithmetic::kExtended) forward.distrust(Layout::any_over_states(saturated) & forward.active(t));
+      if constexpr (Arithmetic::kExtended) forward.distrust(Layout::any_over_states(saturated));
     };
     forward.run(Keep::nothing, nullptr, visit);
     tile.flush();
-    for (int l = 0; l < group.lanes.count; ++l) task.redo[l] = forward.redo(l);
+    for (int64_t k = 0; k < group.lanes.count; ++k) task.redo[k] = forward.redo(k);
     return group.arena.used();
   });
 }

@@ -19,7 +19,7 @@ Tensor hmm_log_normalizer(const Tensor& initial, const Tensor& transition, const
   const HmmInputs in("hmm_log_normalizer", initial, transition, emission, lengths);
   Tensor result = in.empty({in.problem.batch});
   // Sequences without steps have exactly one (empty) path of weight 1.
-  if (in.problem.lengths != nullptr || in.problem.steps == 0) torch::stable::fill_(result, 0.0);
+  fill_empty(in.problem, result, 1, 0.0);
   const HmmLogNormalizerOutputs outputs{result.mutable_data_ptr()};
   HmmRun run{SUMPROD_KERNEL(hmm_log_normalizer_group), &outputs};
   run_hmm(in.problem, run);
@@ -97,10 +97,8 @@ std::tuple<Tensor, Tensor, Tensor> hmm_log_normalizer_backward(const Tensor& gra
   Tensor grad_initial = in.empty({problem.batch, problem.states});
   Tensor grad_emission = in.empty({problem.batch, problem.steps, problem.states});
   Tensor grad_transition = in.empty({in.transition.size(0), in.transition.size(1), problem.states, problem.states});
-  if (problem.lengths != nullptr || problem.steps == 0) {
-    torch::stable::fill_(grad_initial, 0.0);
-    fill_padding(problem, grad_emission, problem.steps, problem.states, 0, 0.0);
-  }
+  fill_empty(problem, grad_initial, problem.states, 0.0);
+  fill_padding(problem, grad_emission, problem.steps, problem.states, 0, 0.0);
   if (problem.batch == 0) {  // nothing to sum, and the transition may have no elements either
     torch::stable::fill_(grad_transition, 0.0);
     return {like_initial(in, grad_initial), grad_transition, grad_emission};

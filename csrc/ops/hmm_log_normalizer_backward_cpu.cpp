@@ -27,50 +27,89 @@ class GradientTask {
         counts_(group_.arena, group_.problem.states),
         states_(group_.problem.states),
         vectors_(Layout::vectors(group_.problem.states)) {
-    predicted_ = group_.arena.template take<Real>(group_.lanes.longest * forward_.message_size());
+    predicted_ = group_.arena.template take<Real>(group_.lanes.steps * forward_.message_size());
+    counted_segment_ = group_.arena.template take<bool>(group_.lanes.count);
   }
 
   int64_t bytes() const { return group_.arena.used(); }
 
   void run() {
-    const int64_t steps = group_.problem.steps;
-    External* emission = static_cast<External*>(out_.emission);
-    tile_.bind(emission, steps * states_, states_, 1);
-    counts_.clear();
-    V upstream = {};
-    for (int l = 0; l < W; ++l) {
-      upstream[l] =
-          Real(static_cast<const External*>(out_.upstream)[group_.lanes.sequence[l < Layout::kLanes ? l : 0]]);
-    }
     bool usable = forward_.run(Keep::predicted, predicted_, [](auto&&...) SUMPROD_INLINE_LAMBDA {});
     if (usable && out_.kind == TransitionGradient::shared_steps) {
       // What is added to a sum cannot be taken back: find out first whether this tier will do.
       backward_.run(predicted_, [](const Step&) SUMPROD_INLINE_LAMBDA {});
-      usable = !backward_.all_redo();
+      usable = !backward_.redo(0);
     }
+    for (int64_t k = 0; k < group_.lanes.count; ++k) counted_segment_[k] = !forward_.redo(k) && !impossible(k);
     if (usable) {
-      backward_.run(predicted_, [&](const Step& at) SUMPROD_INLINE_LAMBDA {
-        write_posterior(at, upstream);
-        if (at.weights == nullptr) return;
-        if (sums_over_time()) {
-          counts_.add(at);
-        } else {
-          write_step(at, upstream);
-        }
-      });
-      counts_.flush();
-      tile_.flush();
+      sweep();
+      // What was counted cannot be taken back: count again without those that must be redone.
+      if (sums_over_time() && exclude_redone()) {
+        counts_.clear();
+        if (any_counted()) sweep();
+      }
     }
-    for (int l = 0; l < group_.lanes.count; ++l) {
-      task_.redo[l] = forward_.redo(l) || backward_.redo(l);
-      if (!task_.redo[l]) finish(l);
+    for (int64_t k = 0; k < group_.lanes.count; ++k) {
+      task_.redo[k] = forward_.redo(k) || backward_.redo(k);
+      if (!task_.redo[k]) finish(k);
     }
-    if (sums_over_time() && group_.lanes.longest > 1) add_counts(upstream);
+    if (usable && sums_over_time() && group_.lanes.steps > 1) add_counts();
   }
 
  private:
   bool sums_over_time() const {
     return out_.kind == TransitionGradient::shared || out_.kind == TransitionGradient::own;
+  }
+
+  // Total weight zero: no path, so nothing to count. (NaN is counted, and spreads.)
+  bool impossible(int64_t k) const { return !forward_.possible(k) && forward_.log_normalizer(k) < 0.0; }
+
+  // The backward pass with all that is made of it.
+  void sweep() {
+    External* emission = static_cast<External*>(out_.emission);
+    tile_.bind(emission, group_.problem.steps * states_, states_, 1);
+    counts_.clear();
+    backward_.run(predicted_, [&](const Step& at) SUMPROD_INLINE_LAMBDA {
+      if (group_.lanes.ends_at(at.t)) enter_segments();
+      write_posterior(at, upstream_);
+      if (at.weights == nullptr) return;
+      if (sums_over_time()) {
+        counts_.add(at, counted_, upstream_);
+      } else {
+        write_step(at, upstream_);
+      }
+    });
+    counts_.flush();
+    tile_.flush();
+  }
+
+  // Goes on with the sequences that the lanes are in now.
+  void enter_segments() {
+    const External* upstream = static_cast<const External*>(out_.upstream);
+    for (int l = 0; l < W; ++l) {
+      const int lane = l < Layout::kLanes ? l : 0;
+      if (group_.lanes.first(lane) == group_.lanes.first(lane + 1)) continue;
+      const int64_t k = backward_.cursor().segment(lane);
+      upstream_[l] = Real(upstream[group_.lanes.sequence(k)]);
+      counted_[l] = counted_segment_[k] ? -1 : 0;
+    }
+  }
+
+  bool any_counted() const {
+    for (int64_t k = 0; k < group_.lanes.count; ++k) {
+      if (counted_segment_[k]) return true;
+    }
+    return false;
+  }
+
+  // Whether the backward pass gave up a sequence that was counted; the next sweep will not.
+  bool exclude_redone() {
+    bool again = false;
+    for (int64_t k = 0; k < group_.lanes.count; ++k) {
+      again = again || (counted_segment_[k] && backward_.redo(k));
+      counted_segment_[k] = counted_segment_[k] && !backward_.redo(k);
+    }
+    return again;
   }
 
   void write_posterior(const Step& at, V upstream) {
@@ -88,13 +127,13 @@ class GradientTask {
   }
 
   // Gradient of one time-varying transition. One lane carries the sequence (or, in the lane
-  // layout, only lane 0 does); steps of a sequence to be redone are skipped and written then.
+  // layout, only lane 0 does); steps of a sequence to be redone are written again then.
   void write_step(const Step& at, V upstream) {
     const bool shared = out_.kind == TransitionGradient::shared_steps;
     const int64_t square = states_ * states_, steps = group_.problem.steps - 1;
-    const int64_t offset = ((shared ? 0 : group_.lanes.sequence[0] * steps) + at.t) * square;
-    if (backward_.redo(0) || !forward_.possible(0)) return;
-    TransitionCounts<Arithmetic, External>::visit_pairs(at, states_, [&](int64_t j, int64_t v, V x) {
+    const int64_t offset = ((shared ? 0 : group_.lanes.sequence(0) * steps) + at.t) * square;
+    if (!forward_.possible(0)) return;
+    visit_pairs<Arithmetic, External>(at, states_, [&](int64_t j, int64_t v, V x) {
       const V scaled = x * upstream;
       for (int l = 0; l < (Layout::kMessage == 1 ? W : 1); ++l) {
         const int64_t i = Layout::kMessage == 1 ? v * W + l : v;
@@ -109,21 +148,21 @@ class GradientTask {
   }
 
   // Copies the first step's posterior to the initial gradient; overrides exceptional sequences.
-  void finish(int l) {
-    const int64_t b = group_.lanes.sequence[l];
+  void finish(int64_t k) {
+    const int64_t b = group_.lanes.sequence(k);
     External* rows = static_cast<External*>(out_.emission) + b * group_.problem.steps * states_;
-    if (!forward_.possible(l)) {
-      const bool zero = forward_.log_normalizer(l) < 0.0;
+    if (!forward_.possible(k)) {
+      const bool zero = impossible(k);
       const External value = zero ? External(0) : External(__builtin_nan(""));
-      group_.fill_rows(static_cast<External*>(out_.emission), l, value);
-      if (!sums_over_time() && !zero) fill_steps(b, l, value);
+      group_.fill_rows(static_cast<External*>(out_.emission), k, value);
+      if (!sums_over_time() && !zero) fill_steps(b, k, value);
     }
     for (int64_t s = 0; s < states_; ++s) static_cast<External*>(out_.initial)[b * states_ + s] = rows[s];
   }
 
-  void fill_steps(int64_t b, int lane, External value) {
+  void fill_steps(int64_t b, int64_t segment, External value) {
     const int64_t square = states_ * states_, steps = group_.problem.steps - 1;
-    for (int64_t k = 0; k < (group_.lanes.length[lane] - 1) * square; ++k) {
+    for (int64_t k = 0; k < (group_.lanes.length(segment) - 1) * square; ++k) {
       if (out_.kind == TransitionGradient::shared_steps) {
         static_cast<double*>(out_.transition)[k] += double(value);
       } else {
@@ -132,43 +171,11 @@ class GradientTask {
     }
   }
 
-  // Adds this group's counts, weighted by the upstream gradient, to its partial result.
-  void add_counts(V upstream) {
-    Int<Real> use = {};
-    for (int l = 0; l < W; ++l) {
-      const int lane = l < Layout::kLanes ? l : 0;
-      if (lane >= group_.lanes.count || task_.redo[lane] || group_.lanes.length[lane] < 2) continue;
-      const double z = forward_.log_normalizer(lane);
-      use[l] = z < 0.0 && !forward_.possible(lane) ? 0 : -1;
-    }
-    const auto& weights = group_.transitions.at(0, true);
-    const int64_t unit = out_.kind == TransitionGradient::shared ? task_.unit : group_.lanes.sequence[0];
-    const auto weighted = [&](int64_t j, int64_t v) SUMPROD_INLINE_LAMBDA {
-      const V x = use ? counts_.count(j, v) * upstream : V{};
-      if constexpr (Arithmetic::kExtended) return x;
-      const int64_t panel = weights.panel;
-      const int64_t w = (v / panel * panel * states_ + j * panel + v % panel) * Layout::kWeight;
-      return x * Layout::weight(weights.mantissa + w, 0);
-    };
-    for (int64_t j = 0; j < states_; ++j) {
-      if constexpr (Layout::kMessage == 1) {
-        for (int64_t v = 0; v < vectors_; ++v) {
-          const V x = weighted(j, v);
-          for (int l = 0; l < W && v * W + l < states_; ++l) add_count(unit, v * W + l, j, double(x[l]));
-        }
-      } else {
-        // The sum over lanes of W registers at once: transpose, then add.
-        for (int64_t first = 0; first < states_; first += W) {
-          V square[W];
-          for (int k = 0; k < W; ++k) square[k] = first + k < states_ ? weighted(j, first + k) : V{};
-          transpose<Real>(square);
-          V total = square[0];
-          SUMPROD_UNROLL
-          for (int k = 1; k < W; ++k) total += square[k];
-          for (int k = 0; k < W && first + k < states_; ++k) add_count(unit, first + k, j, double(total[k]));
-        }
-      }
-    }
+  // Adds this group's counts to its partial result.
+  void add_counts() {
+    const int64_t unit = out_.kind == TransitionGradient::shared ? task_.unit : group_.lanes.sequence(0);
+    counts_.collect(group_.transitions.at(0, false),
+                    [&](int64_t i, int64_t j, double x) SUMPROD_INLINE_LAMBDA { add_count(unit, i, j, x); });
   }
   void add_count(int64_t unit, int64_t i, int64_t j, double x) {
     const int64_t at = (unit * states_ + i) * states_ + j;
@@ -188,6 +195,9 @@ class GradientTask {
   TransitionCounts<Arithmetic, External> counts_;
   const int64_t states_, vectors_;
   Real* predicted_;
+  bool* counted_segment_;
+  V upstream_ = {};  // of the sequences that the lanes are in, and whether they are counted
+  Int<Real> counted_ = {};
 };
 
 }  // namespace

@@ -12,9 +12,9 @@ int64_t hmm_log_normalizer_group(const HmmTask& task) {
     const FlushDenormals flush;
     const auto& out = *static_cast<const HmmLogNormalizerOutputs*>(task.outputs);
     forward.run(Keep::nothing, nullptr, [](auto&&...) SUMPROD_INLINE_LAMBDA {});
-    for (int l = 0; l < group.lanes.count; ++l) {
-      task.redo[l] = forward.redo(l);
-      static_cast<External*>(out.log_normalizer)[group.lanes.sequence[l]] = External(forward.log_normalizer(l));
+    for (int64_t k = 0; k < group.lanes.count; ++k) {
+      task.redo[k] = forward.redo(k);
+      static_cast<External*>(out.log_normalizer)[group.lanes.sequence(k)] = External(forward.log_normalizer(k));
     }
     return group.arena.used();
   });

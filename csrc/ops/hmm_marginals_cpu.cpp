@@ -15,7 +15,7 @@ int64_t hmm_marginals_group(const HmmTask& task) {
     ForwardPass<Arithmetic, External> forward(group.arena, group.problem, group.lanes, group.transitions);
     Backward backward(group.arena, group.problem, group.lanes, group.transitions);
     Tile<Layout, External> tile(group.arena, group.lanes, group.problem.states);
-    Real* predicted = group.arena.template take<Real>(group.lanes.longest * forward.message_size());
+    Real* predicted = group.arena.template take<Real>(group.lanes.steps * forward.message_size());
     if (task.workspace == nullptr) return group.arena.used();
     const FlushDenormals flush;
     const int64_t steps = group.problem.steps, states = group.problem.states, vectors = Layout::vectors(states);
@@ -43,16 +43,15 @@ int64_t hmm_marginals_group(const HmmTask& task) {
           }
           store(row + v * W, result);
         }
-        if constexpr (Arithmetic::kExtended)
-          backward.distrust(Layout::any_over_states(saturated) & backward.active(at.t));
+        if constexpr (Arithmetic::kExtended) backward.distrust(Layout::any_over_states(saturated));
       });
       tile.flush();
     }
-    for (int l = 0; l < group.lanes.count; ++l) {
-      task.redo[l] = forward.redo(l) || backward.redo(l);
-      if (task.redo[l] || forward.possible(l)) continue;
-      const double z = forward.log_normalizer(l);
-      group.fill_rows(marginals, l, External(z < 0.0 ? -__builtin_inf() : __builtin_nan("")));
+    for (int64_t k = 0; k < group.lanes.count; ++k) {
+      task.redo[k] = forward.redo(k) || backward.redo(k);
+      if (task.redo[k] || forward.possible(k)) continue;
+      const double z = forward.log_normalizer(k);
+      group.fill_rows(marginals, k, External(z < 0.0 ? -__builtin_inf() : __builtin_nan("")));
     }
     return group.arena.used();
   });

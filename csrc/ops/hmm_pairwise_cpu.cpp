@@ -56,12 +56,12 @@ class PairwiseWriter {
 
   bool write_extended(const Step& at, External* rows) {
     Int<Real> saturated = {};
-    const int64_t states = problem_.states, panel = at.weights->panel;
+    const int64_t states = problem_.states;
     const Real top = at.total.e[0], log_total = log_nonnegative<Real>(at.total.f)[0];
     for (int64_t j = 0; j < states; ++j) {
       const Real y = Layout::at(at.next, j, 0), y_e = Layout::at(at.next + vectors_ * W, j, 0);
       for (int64_t v = 0; v < vectors_; ++v) {
-        const int64_t w = (v / panel * panel * states + j * panel + v % panel) * Layout::kWeight;
+        const int64_t w = panel_index(at.weights->panel, states, j, v) * Layout::kWeight;
         const auto a = Arithmetic::get(at.forward, v, vectors_);
         const V f = (a.f * Layout::weight(at.weights->mantissa + w, 0)) * y;
         const V e = ((a.e + Layout::weight(at.weights->exponent + w, 0)) + (y_e - at.next_scale.exponent)) - top;
@@ -91,11 +91,11 @@ int64_t hmm_pairwise_group(const HmmTask& task) {
     using Real = typename Arithmetic::Real;
     using Backward = BackwardPass<Arithmetic, External>;
     Group<Arithmetic, External> group(task);
-    const int64_t sequence = group.lanes.sequence[0];
+    const int64_t sequence = task.group.segments == nullptr ? 0 : group.lanes.sequence(0);
     ForwardPass<Arithmetic, External> forward(group.arena, group.problem, group.lanes, group.transitions);
     Backward backward(group.arena, group.problem, group.lanes, group.transitions);
     PairwiseWriter<Arithmetic, External> writer(group.arena, group.problem, sequence);
-    Real* predicted = group.arena.template take<Real>(group.lanes.longest * forward.message_size());
+    Real* predicted = group.arena.template take<Real>(group.lanes.steps * forward.message_size());
     if (task.workspace == nullptr) return group.arena.used();
     const FlushDenormals flush;
     const int64_t square = group.problem.states * group.problem.states;
@@ -111,7 +111,7 @@ int64_t hmm_pairwise_group(const HmmTask& task) {
     task.redo[0] = forward.redo(0) || backward.redo(0);
     if (!task.redo[0] && !forward.possible(0)) {
       const External value = External(forward.log_normalizer(0) < 0.0 ? -__builtin_inf() : __builtin_nan(""));
-      for (int64_t k = 0; k < (group.lanes.length[0] - 1) * square; ++k) rows[k] = value;
+      for (int64_t k = 0; k < (group.lanes.length(0) - 1) * square; ++k) rows[k] = value;
     }
     return group.arena.used();
   });

@@ -19,9 +19,11 @@ class SampleTask {
         out_(*static_cast<const HmmSampleOutputs*>(task.outputs)),
         group_(task),
         forward_(group_.arena, group_.problem, group_.lanes, group_.transitions),
+        cursor_(group_.lanes),
         states_(group_.problem.states),
-        vectors_(Layout::vectors(states_)) {
-    messages_ = group_.arena.template take<Real>(group_.lanes.longest * forward_.message_size());
+        vectors_(Layout::vectors(states_)),
+        plane_(group_.problem.batch * group_.problem.steps) {
+    messages_ = group_.arena.template take<Real>(group_.lanes.steps * forward_.message_size());
     weights_ = group_.arena.template take<Real>(vectors_ * W);
     exponents_ = group_.arena.template take<Real>(Arithmetic::kExtended ? vectors_ * W : 0);
     next_ = group_.arena.template take<int64_t>(out_.draws * Layout::kLanes);
@@ -32,15 +34,17 @@ class SampleTask {
   void run() {
     const bool usable = forward_.run(Keep::forward, messages_, [](auto&&...) SUMPROD_INLINE_LAMBDA {});
     bool any_path = false;
-    for (int l = 0; l < group_.lanes.count; ++l) {
-      task_.redo[l] = forward_.redo(l);
-      if (task_.redo[l]) continue;
-      out_.dead[group_.lanes.sequence[l]] =
-          forward_.possible(l) || forward_.log_normalizer(l) != -__builtin_inf() ? -1 : first_dead(l);
-      any_path = any_path || forward_.possible(l);
+    for (int64_t k = 0; k < group_.lanes.count; ++k) {
+      task_.redo[k] = forward_.redo(k);
+      if (task_.redo[k]) continue;
+      out_.dead[group_.lanes.sequence(k)] =
+          forward_.possible(k) || forward_.log_normalizer(k) != -__builtin_inf() ? -1 : first_dead(k);
+      any_path = any_path || forward_.possible(k);
     }
     if (!usable || !any_path) return;
-    for (int64_t t = group_.lanes.longest - 1; t >= 0; --t) {
+    for (int64_t t = group_.lanes.steps - 1; t >= 0; --t) {
+      cursor_.move(t);
+      if (group_.lanes.ends_at(t)) enter_segments();
       for (int64_t n = 0; n < out_.draws; ++n) draw(t, n);
     }
   }
@@ -48,41 +52,51 @@ class SampleTask {
  private:
   const Real* message(int64_t t) const { return messages_ + t * forward_.message_size(); }
 
-  int64_t first_dead(int l) const {
-    for (int64_t t = 0; t < group_.lanes.length[l]; ++t) {
+  int64_t first_dead(int64_t k) const {
+    for (int64_t t = 0; t < group_.lanes.length(k); ++t) {
+      const Real* a = message(group_.lanes.start(k) + t);
       bool alive = false;
-      for (int64_t s = 0; s < states_ && !alive; ++s) alive = Layout::at(message(t), s, l) != Real(0);
+      for (int64_t s = 0; s < states_ && !alive; ++s) alive = Layout::at(a, s, group_.lanes.lane(k)) != Real(0);
       if (!alive) return t;
     }
     return -1;
   }
 
+  // Goes on with the sequences that the lanes are in now.
+  void enter_segments() {
+    for (int l = 0; l < Layout::kLanes; ++l) {
+      if (group_.lanes.first(l) == group_.lanes.first(l + 1)) continue;
+      const int64_t k = cursor_.segment(l);
+      offset_[l] = group_.lanes.sequence(k) * group_.problem.steps - group_.lanes.start(k);
+      wanted_[l] = !task_.redo[k] && forward_.possible(k);
+    }
+  }
+
   // One step of draw n for every lane of the group.
   void draw(int64_t t, int64_t n) {
-    const sumprod::HmmProblem& problem = group_.problem;
+    const External* uniforms = static_cast<const External*>(out_.uniforms) + n * plane_ + t;
+    int64_t* paths = out_.paths + n * plane_ + t;
+    const Int<Real> active = cursor_.active();
     int64_t* state = next_ + n * Layout::kLanes;
     Int<Real> next = {};
     V uniform = {};
-    for (int l = 0; l < group_.lanes.count; ++l) {
+    for (int l = 0; l < Layout::kLanes; ++l) {
       next[l] = typename Simd<Real>::Bits(state[l]);
-      if (t >= group_.lanes.length[l]) continue;
-      const int64_t at = (n * problem.batch + group_.lanes.sequence[l]) * problem.steps + t;
-      uniform[l] = Real(static_cast<const External*>(out_.uniforms)[at]);
+      if (active[l] != 0) uniform[l] = Real(uniforms[offset_[l]]);
     }
     combine(t, next);
     pick(uniform, state);
-    for (int l = 0; l < group_.lanes.count; ++l) {
-      if (t >= group_.lanes.length[l] || task_.redo[l] || !forward_.possible(l)) continue;
-      out_.paths[(n * problem.batch + group_.lanes.sequence[l]) * problem.steps + t] = state[l];
+    for (int l = 0; l < Layout::kLanes; ++l) {
+      if (active[l] != 0 && wanted_[l]) paths[offset_[l]] = state[l];
     }
   }
 
   // weights_ = a_t[i] * A[i][next] where the sequence goes on, a_t[i] at its end, on a common
   // scale per lane.
   void combine(int64_t t, Int<Real> next) {
-    const bool last = t + 1 >= group_.lanes.longest;
+    const bool last = t + 1 >= group_.lanes.steps;
     const Weights<Real>* weights = last ? nullptr : &group_.transitions.at(t, Layout::kMessage == 1);
-    const Int<Real> continues = last ? Int<Real>{} : continuing(t);
+    const Int<Real> continues = cursor_.continues();
     const Real* a = message(t);
     V top = splat(-kInfinity<Real>);
     const auto put = [&](int64_t v, typename Arithmetic::Number x) SUMPROD_INLINE_LAMBDA {
@@ -120,16 +134,9 @@ class SampleTask {
     }
   }
 
-  Int<Real> continuing(int64_t t) const {
-    Int<Real> mask = {};
-    for (int l = 0; l < W; ++l) mask[l] = t + 1 < group_.lanes.length[l < Layout::kLanes ? l : 0] ? -1 : 0;
-    return mask;
-  }
-
   // Register v of A[.][next], from the transposed matrix.
   SUMPROD_INLINE typename Arithmetic::Number row_weight(const Weights<Real>& weights, int64_t v, int64_t next) const {
-    const int64_t panel = weights.panel;
-    const int64_t at = (v / panel * panel * states_ + next * panel + v % panel) * W;
+    const int64_t at = panel_index(weights.panel, states_, next, v) * W;
     typename Arithmetic::Number x = Arithmetic::one();
     x.f = load(weights.mantissa + at);
     if constexpr (Arithmetic::kExtended) x.e = load(weights.exponent + at);
@@ -163,7 +170,10 @@ class SampleTask {
   const HmmSampleOutputs& out_;
   Group<Arithmetic, External> group_;
   ForwardPass<Arithmetic, External> forward_;
-  const int64_t states_, vectors_;
+  Cursor<Layout> cursor_;
+  const int64_t states_, vectors_, plane_;
+  int64_t offset_[Layout::kLanes] = {};  // of the lanes' sequences in [batch, steps], at step 0 of the lane
+  bool wanted_[Layout::kLanes] = {};     // whether their paths are written
   Real *messages_, *weights_, *exponents_;
   int64_t* next_;
 };

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <memory>
-#include <numeric>
 #include <vector>
 
+#include "ops/hmm_groups.h"
 #include "ops/parallel.h"
 #include "ops/workspace.h"
 
@@ -19,16 +19,21 @@ constexpr double kWorthAThread = 2e5;
 // (measured between 5 at 16 states and 10 at 64), so small batches run by state.
 constexpr double kGroupCost = 6.0;
 
+// Ties by index, so that the order is a function of the set.
+void sort_by_falling_length(const HmmProblem& problem, std::vector<int64_t>& sequences) {
+  if (problem.lengths == nullptr) return std::sort(sequences.begin(), sequences.end());
+  std::sort(sequences.begin(), sequences.end(), [&](int64_t a, int64_t b) {
+    return problem.lengths[a] != problem.lengths[b] ? problem.lengths[a] > problem.lengths[b] : a < b;
+  });
+}
+
 std::vector<int64_t> by_falling_length(const HmmProblem& problem) {
   std::vector<int64_t> order;
   order.reserve(static_cast<size_t>(problem.batch));
   for (int64_t b = 0; b < problem.batch; ++b) {
     if (length_of(problem, b) > 0) order.push_back(b);
   }
-  if (problem.lengths != nullptr) {
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return problem.lengths[a] > problem.lengths[b]; });
-  }
+  sort_by_falling_length(problem, order);
   return order;
 }
 
@@ -57,41 +62,30 @@ double multiply_adds(const HmmProblem& problem, const std::vector<int64_t>& sequ
 // Runs one tier over `sequences`; returns those to be run again, in the same order.
 std::vector<int64_t> run_tier(const HmmProblem& problem, const HmmRun& run, HmmTier tier, HmmLayout layout,
                               const HmmShared& shared, const std::vector<int64_t>& sequences) {
-  const auto count = static_cast<int64_t>(sequences.size());
   const int width = lanes_per_group(problem, run, tier, layout);
-  const int64_t groups = (count + width - 1) / width;
-  const int64_t units = std::min(groups, run.max_units);
+  const HmmGroups groups = make_groups(problem, sequences, width, has_shared_transition(problem) && problem.steps > 1);
+  const int64_t units = std::min(groups.count(), run.max_units);
   const int workers = multiply_adds(problem, sequences) < kWorthAThread ? 1 : worker_count(units);
 
-  const auto task_of = [&](int64_t group, int64_t unit) {
-    const int64_t first = group * width;
-    return HmmTask{&problem,
-                   &shared,
-                   tier,
-                   layout,
-                   {sequences.data() + first, int(std::min<int64_t>(width, count - first))},
-                   unit,
-                   run.outputs,
-                   nullptr,
-                   nullptr};
+  const auto task_of = [&](const HmmGroup& group, int64_t unit) {
+    return HmmTask{&problem, &shared, tier, layout, group, unit, run.outputs, nullptr, nullptr};
   };
-  // Groups are sorted by length, so the first needs the most room.
-  const int64_t bytes = run.kernel(task_of(0, 0));
-  const Workspace workspace(workers, bytes);
-  const std::unique_ptr<bool[]> redo(new bool[static_cast<size_t>(count)]());
+  const Workspace workspace(workers, run.kernel(task_of(groups.largest(), 0)));
+  const std::unique_ptr<bool[]> redo(new bool[sequences.size()]());
 
   parallel_run(units, workers, [&](int64_t unit, int worker) {
-    for (int64_t group = unit; group < groups; group += units) {
-      HmmTask task = task_of(group, unit);
+    for (int64_t g = unit; g < groups.count(); g += units) {
+      HmmTask task = task_of(groups.group(g), unit);
       task.workspace = workspace.of(worker);
-      task.redo = redo.get() + group * width;
+      task.redo = redo.get() + groups.first[static_cast<size_t>(g)];
       run.kernel(task);
     }
   });
   std::vector<int64_t> again;
-  for (int64_t k = 0; k < count; ++k) {
-    if (redo[static_cast<size_t>(k)]) again.push_back(sequences[static_cast<size_t>(k)]);
+  for (size_t k = 0; k < sequences.size(); ++k) {
+    if (redo[k]) again.push_back(groups.segments[k].sequence);
   }
+  sort_by_falling_length(problem, again);
   return again;
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/huge_pages.h"
 #include "ops/parallel.h"
 
 namespace sumprod {
@@ -60,6 +61,7 @@ HmmInputs::HmmInputs(const char* op, const Tensor& initial_in, const Tensor& tra
                      const std::optional<Tensor>& lengths_in)
     : initial(initial_in), transition(transition_in), emission(emission_in), lengths(lengths_in) {
   check_shapes(op, initial, transition, emission);
+  STD_TORCH_CHECK(emission.size(1) < INT32_MAX / 4, "sumprod::", op, ": at most 2^29 steps, got ", emission.size(1));
   check_types(op, initial, transition, emission);
   if (lengths.has_value()) {
     if (!lengths->is_contiguous()) lengths = torch::stable::contiguous(*lengths);
@@ -85,11 +87,15 @@ HmmInputs::HmmInputs(const char* op, const Tensor& initial_in, const Tensor& tra
 }
 
 Tensor HmmInputs::empty(std::initializer_list<int64_t> sizes) const {
-  return torch::stable::new_empty(emission, {sizes.begin(), sizes.size()});
+  Tensor result = torch::stable::new_empty(emission, {sizes.begin(), sizes.size()});
+  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * (problem.is_double ? 8 : 4));
+  return result;
 }
 
 Tensor HmmInputs::empty_long(std::initializer_list<int64_t> sizes) const {
-  return torch::stable::new_empty(emission, {sizes.begin(), sizes.size()}, ScalarType::Long);
+  Tensor result = torch::stable::new_empty(emission, {sizes.begin(), sizes.size()}, ScalarType::Long);
+  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * 8);
+  return result;
 }
 
 Tensor HmmInputs::zeros_double(std::initializer_list<int64_t> sizes) const {
@@ -115,6 +121,19 @@ void fill_padding(const HmmProblem& problem, Tensor& output, int64_t rows, int64
     fill_rows(problem, output.mutable_data_ptr<double>(), rows, row_size, shorten, value);
   } else {
     fill_rows(problem, output.mutable_data_ptr<float>(), rows, row_size, shorten, static_cast<float>(value));
+  }
+}
+
+void fill_empty(const HmmProblem& problem, Tensor& output, int64_t row_size, double value) {
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    if (length_of(problem, b) > 0) continue;
+    for (int64_t k = b * row_size; k < (b + 1) * row_size; ++k) {
+      if (problem.is_double) {
+        output.mutable_data_ptr<double>()[k] = value;
+      } else {
+        output.mutable_data_ptr<float>()[k] = static_cast<float>(value);
+      }
+    }
   }
 }
 

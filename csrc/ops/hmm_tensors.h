@@ -32,6 +32,10 @@ struct HmmInputs {
 void fill_padding(const HmmProblem& problem, Tensor& output, int64_t rows, int64_t row_size, int64_t shorten,
                   double value);
 
+// Writes `value` for the sequences without steps, which no kernel visits, of a contiguous
+// [batch, row_size] tensor in the problem's dtype.
+void fill_empty(const HmmProblem& problem, Tensor& output, int64_t row_size, double value);
+
 // Same for int64 tensors [draws, batch, steps].
 void fill_padding_long(const HmmProblem& problem, int64_t* output, int64_t draws, int64_t value);
 

@@ -19,9 +19,9 @@ std::tuple<Tensor, Tensor, Tensor> hmm_viterbi(const Tensor& initial, const Tens
   Tensor score = in.empty({problem.batch});
   Tensor dead = in.empty_long({problem.batch});
   fill_padding_long(problem, path.mutable_data_ptr<int64_t>(), 1, -1);
-  if (problem.lengths != nullptr || problem.steps == 0) {
-    torch::stable::fill_(score, 0.0);
-    torch::stable::fill_(dead, -1.0);
+  fill_empty(problem, score, 1, 0.0);
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    if (length_of(problem, b) == 0) dead.mutable_data_ptr<int64_t>()[b] = -1;
   }
   const HmmViterbiOutputs outputs{path.mutable_data_ptr<int64_t>(), score.mutable_data_ptr(),
                                   dead.mutable_data_ptr<int64_t>()};

@@ -6,6 +6,8 @@
 #include <memory>
 #include <new>
 
+#include "ops/huge_pages.h"
+
 namespace sumprod {
 
 class Workspace {
@@ -13,7 +15,9 @@ class Workspace {
   Workspace(int workers, int64_t bytes_each)
       : stride_((bytes_each + kAlignment - 1) / kAlignment * kAlignment),
         base_(static_cast<std::byte*>(
-            ::operator new(static_cast<size_t>(stride_ * workers), std::align_val_t{kAlignment}))) {}
+            ::operator new(static_cast<size_t>(stride_ * workers), std::align_val_t{kAlignment}))) {
+    prefer_huge_pages(base_.get(), stride_ * workers);
+  }
 
   void* of(int worker) const { return base_.get() + stride_ * worker; }
 

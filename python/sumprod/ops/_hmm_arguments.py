@@ -12,7 +12,9 @@ from sumprod._native import ops as native
 from sumprod.errors import SupportError
 
 _HALF = (torch.float16, torch.bfloat16)
+_NATIVE = (torch.float32, torch.float64)
 _DEVICES = ("cpu", "meta")
+_FEW = 100
 
 
 class HMMArguments(NamedTuple):
@@ -120,6 +122,14 @@ def _canonical_transition(
     return _flatten(transition, batch_shape, 3)
 
 
+def _bounds(lengths: Tensor) -> tuple[int, int]:
+    if lengths.numel() <= _FEW:
+        values = lengths.tolist()  # two calls into torch cost more
+        return min(values), max(values)
+    low, high = torch.aminmax(lengths)
+    return int(low), int(high)
+
+
 def _canonical_lengths(
     op: str, lengths: object, batch_shape: torch.Size, steps: int, device: torch.device
 ) -> Tensor:
@@ -131,7 +141,9 @@ def _canonical_lengths(
                 f"{op}: lengths must be an integer tensor of shape {list(batch_shape)}, "
                 f"got {type(lengths).__name__}"
             ) from error
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+    if lengths.dtype != torch.int64 and (
+        lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool
+    ):
         raise TypeError(f"{op}: lengths must be integers, got {lengths.dtype}")
     if lengths.shape != batch_shape:
         raise ValueError(
@@ -142,11 +154,12 @@ def _canonical_lengths(
         raise ValueError(
             f"{op}: all tensors must be on one device; emission is on {device}, lengths on {lengths.device}"
         )
-    lengths = lengths.to(torch.int64).reshape(-1)
+    if lengths.dtype != torch.int64 or lengths.dim() != 1:
+        lengths = lengths.to(torch.int64).reshape(-1)
     # Inside a compiled graph or a transform the values are not known; there the kernel checks.
     known = not (torch.compiler.is_compiling() or in_transform() or lengths.device.type == "meta")
     if known and lengths.numel() > 0:
-        low, high = (int(bound) for bound in torch.aminmax(lengths))
+        low, high = _bounds(lengths)
         if low < 0 or high > steps:
             bad = low if low < 0 else high
             where = int((lengths == bad).nonzero()[0, 0])
@@ -154,6 +167,29 @@ def _canonical_lengths(
                 f"{op}: lengths must lie in [0, {steps}] (T of the emission), got {bad} at sequence {where}"
             )
     return lengths
+
+
+def _is_plain(initial: object, transition: object, emission: object) -> bool:
+    """Whether these are [S], [S, S] and [B, T, S], of one native dtype, on the CPU.
+
+    That is the everyday case, and nothing else has to be checked in it: small problems take about as long
+    as all the checks.
+    """
+    if not (isinstance(initial, Tensor) and isinstance(transition, Tensor) and isinstance(emission, Tensor)):
+        return False
+    dtype, shape = emission.dtype, emission.shape
+    return (
+        len(shape) == 3
+        and shape[2] > 0
+        and dtype in _NATIVE
+        and initial.dtype == dtype
+        and transition.dtype == dtype
+        and initial.shape == shape[2:]
+        and transition.shape == (shape[2], shape[2])
+        and emission.is_cpu
+        and initial.is_cpu
+        and transition.is_cpu
+    )
 
 
 def canonical(
@@ -165,6 +201,18 @@ def canonical(
         TypeError: something is not a floating-point tensor, or lengths are not integers.
         ValueError: shapes, lengths or devices do not fit together.
     """
+    if _is_plain(initial, transition, emission):
+        batch_shape, steps, states = emission.shape[:1], *emission.shape[1:]
+        if lengths is not None:
+            lengths = _canonical_lengths(op, lengths, batch_shape, steps, emission.device)
+        return HMMArguments(
+            initial.view(1, states),
+            transition.view(1, 1, states, states),
+            emission,
+            lengths,
+            batch_shape,
+            emission.dtype,
+        )
     tensors = {"initial": initial, "transition": transition, "emission": emission}
     for name, tensor in tensors.items():
         _check_tensor(op, name, tensor)
