@@ -13,12 +13,15 @@ import torch
 from sumprod.distributions.distribution import Distribution
 from sumprod.distributions.util import is_identically_zero
 from sumprod.handlers.util import site_is_subsample
+from sumprod.infer._dice import Dice, compute_site_dice_factor
 from sumprod.settings import state
 
 __all__ = [
     "CloneMixin",
+    "Dice",
     "MultiFrameTensor",
     "check_fully_reparametrized",
+    "compute_site_dice_factor",
     "detach_iterable",
     "enable_validation",
     "get_dependent_plate_dims",
