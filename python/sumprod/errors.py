@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["SupportError", "add_detail", "describe_site"]
@@ -13,16 +14,32 @@ class SupportError(ValueError):
     Attributes:
         batch_index: which batch element; an int, or a tuple when there are several batch dims
             (empty when there is none).
-        time: the first time step at which no state is possible any more.
+        time: the first time step at which no state is possible any more; None for programs.
+        site: of a program, the first site whose density leaves no assignment possible; else None.
+        plate_index: plate name -> index of the first impossible element, for the plates around all
+            sites that are listed in `factors`.
+        factors: names of the sites of the program that are impossible together.
     """
 
-    def __init__(self, message: str, batch_index: int | tuple[int, ...], time: int) -> None:
+    def __init__(
+        self,
+        message: str,
+        batch_index: int | tuple[int, ...] = (),
+        time: int | None = None,
+        site: str | None = None,
+        plate_index: Mapping[str, int] | None = None,
+        factors: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(message)
         self.batch_index = batch_index
         self.time = time
+        self.site = site
+        self.plate_index = dict(plate_index or {})
+        self.factors = factors
 
-    def __reduce__(self) -> tuple[type[SupportError], tuple[str, int | tuple[int, ...], int]]:
-        return type(self), (str(self), self.batch_index, self.time)
+    def __reduce__(self) -> tuple[type[SupportError], tuple[Any, ...]]:
+        found = (self.batch_index, self.time, self.site, self.plate_index, self.factors)
+        return type(self), (str(self), *found)
 
 
 def add_detail(error: BaseException, text: str) -> None:

@@ -1,0 +1,225 @@
+"""The factor graph of a program's enumerated variables: its total, joint draws, and who is to blame."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Container, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sumprod.errors import SupportError
+from sumprod.handlers.trace_struct import Trace
+from sumprod.infer._enum_sites import Term, align, site_density, site_term, variable_of
+from sumprod.ops.contraction import contract, sample
+from sumprod.settings import state
+
+__all__ = ["FactorGraph"]
+
+
+class FactorGraph:
+    """Log-densities of sites with enumerated variables, masked and not scaled.
+
+    Attributes:
+        sites: the sites, in the order of the program.
+        terms: their log-densities.
+        variables: id -> site that enumerates it.
+        plates: names of all plates.
+    """
+
+    def __init__(self) -> None:
+        self.sites: list[Any] = []
+        self.terms: list[Term] = []
+        self.variables: dict[int, Any] = {}
+        self.plates: dict[Hashable, None] = {}
+
+    @classmethod
+    def of_trace(cls, trace: Trace, max_plate_nesting: float, known: Container[str] = ()) -> FactorGraph:
+        """The graph of a trace whose plates are no deeper; sites in `known` have no variable of the graph."""
+        graph = cls()
+        samples = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        for site in samples:
+            if site["name"] not in known:
+                graph.declare(site)
+        for site in samples:
+            term = site_term(site, site_density(trace, site, max_plate_nesting))
+            if graph.concerns(term):
+                graph.add(site, term)
+        return graph
+
+    def declare(self, site: Any) -> None:
+        """Note which variable a site enumerates, if it does."""
+        variable = variable_of(site)
+        if variable is not None:
+            self.variables[variable] = site
+
+    def concerns(self, term: Term) -> bool:
+        """Whether a log-density depends on any variable."""
+        variables = self.variables
+        return any(name in variables for name in term.dims)
+
+    def add(self, site: Any, term: Term) -> None:
+        """Add a site that depends on a variable."""
+        self.sites.append(site)
+        self.terms.append(term)
+        for plate in term.ordinal:
+            self.plates[plate] = None
+        if state.validate_infer:
+            self._check_plates(site, term)
+
+    def _check_plates(self, site: Any, term: Term) -> None:
+        for name in term.dims:
+            owner = self.variables.get(name)  # type: ignore[call-overload]
+            if owner is None or owner["cond_indep_stack"] == site["cond_indep_stack"]:
+                continue
+            for frame in owner["cond_indep_stack"]:
+                if frame.dim is not None and frame.size > 1 and frame.name not in term.ordinal:
+                    warnings.warn(
+                        f"Found possibly invalid dependency: site '{site['name']}' depends on site"
+                        f" '{owner['name']}', which is inside plate '{frame.name}', from outside it; move"
+                        f" '{site['name']}' into the plate",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
+
+    # ---- what the engine answers
+
+    def totals(self, keep_common_plates: bool = False) -> list[tuple[tuple[Hashable, ...], Tensor]]:
+        """Per connected component: dims, and log of the sum over all assignments."""
+        return contract(
+            [term.tensor for term in self.terms],
+            [term.dims for term in self.terms],
+            self.plates,
+            keep_common_plates=keep_common_plates,
+        )
+
+    def draw(self, maximise: bool) -> dict[str, Tensor]:
+        """Values of the enumerated sites: a joint posterior draw, or the most probable assignment.
+
+        Where the evidence is impossible, the first value of the support.
+
+        Raises:
+            SupportError: the evidence is impossible (when validating).
+        """
+        with torch.no_grad():
+            impossible = [bool((total == -torch.inf).any()) for _, total in self.totals()]
+            if any(impossible) and state.validate_infer:
+                raise self.blame()
+            found = sample(
+                [term.tensor for term in self.terms],
+                [term.dims for term in self.terms],
+                self.plates,
+                maximise=maximise,
+            )
+            possible = self._possible() if any(impossible) else {}
+            values = {}
+            for variable, site in self.variables.items():
+                plates, index = found[variable]
+                if variable in possible:
+                    dims, mask = possible[variable]
+                    index = torch.where(align(mask, dims, plates), index, 0)
+                values[site["name"]] = _value_at(site, plates, index)
+        return values
+
+    def _possible(self) -> dict[int, tuple[tuple[Hashable, ...], Tensor]]:
+        """For each variable, where the evidence around it is possible."""
+        found: dict[int, tuple[tuple[Hashable, ...], Tensor]] = {}
+        for members in self.components():
+            part = self._part(members)
+            [(dims, total)] = part.totals(keep_common_plates=True)
+            for position in members:
+                for name in self.terms[position].dims:
+                    if name in self.variables:
+                        found[name] = dims, total > -torch.inf
+        return found
+
+    def components(self) -> list[list[int]]:
+        """Positions of the terms that hang together through variables."""
+        group = list(range(len(self.terms)))
+
+        def root(i: int) -> int:
+            while group[i] != i:
+                group[i] = group[group[i]]
+                i = group[i]
+            return i
+
+        first: dict[Hashable, int] = {}
+        for position, term in enumerate(self.terms):
+            for name in term.dims:
+                if name in self.variables:
+                    group[root(position)] = root(first.setdefault(name, position))
+        members: dict[int, list[int]] = {}
+        for position in range(len(self.terms)):
+            members.setdefault(root(position), []).append(position)
+        return list(members.values())
+
+    def _part(self, positions: list[int]) -> FactorGraph:
+        part = FactorGraph()
+        part.variables, part.plates = self.variables, self.plates
+        part.sites = [self.sites[i] for i in positions]
+        part.terms = [Term(t.ordinal, t.dims, t.tensor.detach()) for t in (self.terms[i] for i in positions)]
+        return part
+
+    # ---- errors
+
+    def blame(self) -> SupportError:
+        """The error for evidence that no assignment explains: the first site that makes it impossible."""
+        for members in self.components():
+            if not self._part(members)._is_possible():
+                break
+        low, high = 0, len(members)  # the first `low` are possible, the first `high` are not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._part(members[:middle])._is_possible() else (low, middle)
+        # Of the sites up to there, those that hang together with the last one.
+        part = self._part(members[:high])
+        part = part._part(next(group for group in part.components() if high - 1 in group))
+        site = part.sites[-1]
+        [(dims, total)] = part.totals(keep_common_plates=True)
+        where = [int(i) for i in (total == -torch.inf).nonzero()[0]] if total.dim() else []
+        index = {str(name): i for name, i in zip(dims, where, strict=True)}
+        factors = tuple(one["name"] for one in part.sites)
+        shown = ", ".join(f"'{name}'" for name in factors[-5:])
+        place = "".join(f", at index {i} of plate '{name}'" for name, i in index.items())
+        return SupportError(
+            f"no assignment of the enumerated variables is possible: the first site that rules out the last"
+            f" one is '{site['name']}'{place}. It is impossible together with"
+            f" {'..., ' if len(factors) > 5 else ''}{shown}; look for probabilities of 0 that the data at"
+            f" '{site['name']}' contradict",
+            batch_index=tuple(where),
+            site=site["name"],
+            plate_index=index,
+            factors=factors,
+        )
+
+    def _is_possible(self) -> bool:
+        return not any(bool((total == -torch.inf).any()) for _, total in self.totals())
+
+
+def _value_at(site: Any, plates: tuple[Hashable, ...], index: Tensor) -> Tensor:
+    """Values of a site given indices into its support, with the plates at their dims."""
+    frames: dict[Hashable, int] = {
+        frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.dim is not None
+    }
+    rank = max((-dim for dim in frames.values()), default=0)
+    order = tuple(sorted(plates, key=lambda name: frames[name]))
+    shape = [1] * rank
+    for name, size in zip(order, align(index, plates, order).shape, strict=True):
+        shape[frames[name]] = size
+    index = align(index, plates, order).reshape(shape)
+    event = len(site["fn"]._event_shape)
+    dim = site["infer"]["_enumerate_dim"] - event
+    support: Tensor = site["value"].movedim(dim, 0)  # [K, *batch, *event]
+    batch = support.shape[1 : support.dim() - event]
+    if all(size == 1 for size in batch):
+        return support.reshape(support.shape[:1] + support.shape[support.dim() - event :])[index]
+    # Of the batch dims only plates matter: along others, expanded values repeat.
+    for _ in range(len(batch) - rank):
+        support = support[:, 0]
+    batch = support.shape[1 : support.dim() - event]
+    support = support.reshape((len(support),) + (1,) * (rank - len(batch)) + tuple(support.shape[1:]))
+    wide = index.reshape((1, *index.shape) + (1,) * event)
+    target = torch.broadcast_shapes(support.shape[1:], wide.shape[1:])
+    chosen = support.expand(len(support), *target).gather(0, wide.expand(1, *target))
+    return chosen.squeeze(0)
