@@ -9,6 +9,7 @@
 #include <stddef.h>
 
 #include "core/contraction.h"
+#include "core/exp_log.h"
 #include "core/simd.h"
 
 namespace sumprod::SUMPROD_ISA_NAMESPACE {

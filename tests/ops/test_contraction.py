@@ -309,3 +309,13 @@ def test_errors():
         contract([torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2, 2, 2)], ["ap", "bq", "abpq"], "pq")
     with pytest.raises(ValueError, match="must be distinct"):
         contract([torch.zeros(2, 2)], ["aa"])
+
+
+def test_second_derivative_with_a_component_of_constants() -> None:
+    a = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(4, dtype=torch.float64)
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([value for _, value in contract([x, b], ["a", "b"])]).sum()
+
+    assert torch.autograd.gradgradcheck(total, (a,))

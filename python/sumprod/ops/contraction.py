@@ -45,8 +45,9 @@ def contract(
         maximise: take the largest term instead of the sum.
 
     Returns:
-        One pair (dims, tensor) per connected component of the graph; their product is the total. -inf
-        where every assignment is impossible, with zero gradient.
+        One pair (dims, tensor) per connected component of the graph; their product is the total. Kept
+        dims connect nothing: factors that share only these are components of their own. -inf where every
+        assignment is impossible, with zero gradient.
 
     Differentiable any number of times, except with `maximise`. The gradient for a factor is its posterior
     marginal. First gradients are native; higher ones run step by step.
@@ -206,10 +207,11 @@ def _differentiable_gradients(
     plan: Plan, tensors: tuple[Tensor, ...], grads: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    # A component none of whose factors requires grad has no graph.
+    pairs = [pair for pair in zip(_run_in_torch(plan, tensors), grads, strict=True) if pair[0].requires_grad]
+    results, result_grads = zip(*pairs, strict=True)
     found = iter(
-        torch.autograd.grad(
-            _run_in_torch(plan, tensors), wanted, grads, create_graph=True, materialize_grads=True
-        )
+        torch.autograd.grad(results, wanted, result_grads, create_graph=True, materialize_grads=True)
     )
     return tuple(next(found) if tensor.requires_grad else None for tensor in tensors)
 
