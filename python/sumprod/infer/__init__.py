@@ -19,8 +19,9 @@ from sumprod.infer.abstract_infer import (
     TracePosterior,
     TracePredictive,
 )
+from sumprod.infer.discrete import infer_discrete
 from sumprod.infer.elbo import ELBO, ELBOModule
-from sumprod.infer.enum import get_importance_trace
+from sumprod.infer.enum import config_enumerate, get_importance_trace
 from sumprod.infer.importance import Importance, psis_diagnostic, vectorized_importance_weights
 from sumprod.infer.predictive import MHResampler, Predictive, WeighedPredictive
 from sumprod.infer.renyi_elbo import RenyiELBO
@@ -28,6 +29,7 @@ from sumprod.infer.svi import SVI
 from sumprod.infer.svi_checkpoint import Checkpoint
 from sumprod.infer.trace_elbo import Trace_ELBO
 from sumprod.infer.trace_mean_field_elbo import TraceMeanField_ELBO
+from sumprod.infer.traceenum_elbo import TraceEnum_ELBO
 from sumprod.infer.util import enable_validation, is_validation_enabled, validation_enabled
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "SMCFilter",
     "SavedPosterior",
+    "TraceEnum_ELBO",
     "TraceMeanField_ELBO",
     "TracePosterior",
     "TracePredictive",
@@ -57,8 +60,10 @@ __all__ = [
     "Trace_MMD",
     "WeighedPredictive",
     "autoguide",
+    "config_enumerate",
     "enable_validation",
     "get_importance_trace",
+    "infer_discrete",
     "is_validation_enabled",
     "psis_diagnostic",
     "validation_enabled",
