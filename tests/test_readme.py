@@ -44,6 +44,7 @@ def docstring_examples() -> list[doctest.DocTest]:
 
 def check(test: doctest.DocTest) -> None:
     report: list[str] = []
+    sumprod.clear_param_store()
     runner = doctest.DocTestRunner(optionflags=OPTIONS)
     runner.run(test, out=report.append)
     assert runner.failures == 0, "".join(report)
