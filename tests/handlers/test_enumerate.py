@@ -250,6 +250,20 @@ def test_marked_support_keeps_its_fast_density():
     assert b["fn"].log_prob(b["value"]).data_ptr() == b["fn"].logits.data_ptr()
 
 
+def test_density_of_a_support_between_the_batch_dims():
+    """As in every second step of a chain; the same numbers as for an unmarked tensor."""
+    probs = torch.rand(3, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+
+    def program():
+        sumprod.sample("z", Categorical(probs), infer=PARALLEL)
+
+    z = run(program, -2)["z"]
+    found = z["fn"].log_prob(z["value"])
+    assert found.shape == (3, 4, 2)
+    assert found.data_ptr() == z["fn"].logits.data_ptr()
+    assert torch.equal(found, z["fn"].log_prob(z["value"].clone()))
+
+
 def test_model_goes_on_left_of_its_guide():
     def guide():
         for t in sumprod.markov(range(3)):

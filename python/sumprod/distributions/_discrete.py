@@ -151,6 +151,8 @@ class Categorical(Family, torch.distributions.Categorical, TorchDistributionMixi
                 return logits
             if missing > 0:
                 return logits.reshape(logits.shape[:1] + (1,) * missing + logits.shape[1:])
+            if self._batch_shape[-value.dim()] == 1:  # the values' dim is among the batch dims
+                return self.logits.transpose(-1, -1 - value.dim()).squeeze(-1)
         elif self._validate_args:
             self._validate_sample(value)
         logits = self.logits

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sumprod.errors import SupportError
 from sumprod.handlers.trace_struct import Trace
+from sumprod.infer._enum_logits import fill_logits
 from sumprod.infer._enum_sites import Term, align, site_density, site_term, variable_of
 from sumprod.ops.contraction import contract, sample
 from sumprod.settings import state
@@ -39,6 +40,7 @@ class FactorGraph:
         """The graph of a trace whose plates are no deeper; sites in `known` have no variable of the graph."""
         graph = cls()
         samples = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        fill_logits(samples)
         for site in samples:
             if site["name"] not in known:
                 graph.declare(site)

@@ -22,6 +22,7 @@ from sumprod.infer._dice import expectation
 from sumprod.infer._enum_elimination import eliminate, is_one, scaled, shared_scale
 from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._enum_guide import guide_terms
+from sumprod.infer._enum_logits import fill_logits
 from sumprod.infer._enum_marginals import site_marginals
 from sumprod.infer._enum_sites import Term, site_density, site_term
 from sumprod.infer._nesting import deepest_plate
@@ -163,6 +164,7 @@ class TraceEnum_ELBO(ELBO):
         for site in sites:
             if site["name"] not in guide_trace.nodes:
                 graph.declare(site)
+        fill_logits(sites)
         costs = []
         for site in sites:
             term = site_term(site, site_density(model_trace, site, self.max_plate_nesting))
