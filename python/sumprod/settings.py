@@ -9,7 +9,7 @@
 | `module_local_params` | False | modules keep their parameters instead of the parameter store |
 | `cholesky_relative_jitter` | 4.0 | jitter of `safe_cholesky`, in multiples of the smallest spacing |
 | `binomial_approx_sample_thresh` | inf | accepted for programs that set it: binomial draws are always exact |
-| `binomial_approx_log_prob_tol` | 0.0 | accepted for programs that set it: log-probabilities are always exact |
+| `binomial_approx_log_prob_tol` | 0.0 | accepted for programs that set it: densities are always exact |
 | `native` | True | run recognised model structures as one native operator |
 | `deterministic` | False | refuse algorithms whose result may differ from run to run |
 | `exact_zeros` | False | `Categorical(probs)` keeps a probability of zero as -inf |
