@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sumprod.distributions import ExpandedDistribution, MaskedDistribution
+from sumprod.distributions.util import scale_and_mask
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._checks import check_density_shape, describe_plates
 from sumprod.settings import state
@@ -85,8 +86,8 @@ def site_density(trace: Trace, site: Any, max_plate_nesting: float) -> Any:
         log_prob = trace._site_log_prob(masked, "log_prob")
     else:
         log_prob = trace._site_log_prob(site, "log_prob")
-        if site["mask"] is False:
-            log_prob = torch.zeros_like(log_prob)
+        if site["mask"] is not None:
+            log_prob = scale_and_mask(log_prob, mask=site["mask"])
     if state.validate_infer:
         check_density_shape(site, log_prob.shape, max_plate_nesting)
     site["unscaled_log_prob"] = log_prob
