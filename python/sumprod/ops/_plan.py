@@ -7,11 +7,10 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sumprod import _planner
+from sumprod._planner import NotTreeStructured
+from sumprod._planner import plan as native_plan
 
 __all__ = ["NotTreeStructured", "Plan", "Step", "make_plan"]
-
-NotTreeStructured: type[NotImplementedError] = _planner.NotTreeStructured
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _plan(
     for dims in factors:
         if len(set(dims)) != len(dims):
             raise ValueError(f"A factor's dims must be distinct, got {_names(dims)}")
-    steps, results, flops, peak = _planner.plan(
+    steps, results, flops, peak = native_plan(
         sizes=[size for _, size in sizes],
         is_plate=[dim in plates for dim in names],
         names=[str(dim) for dim in names],
