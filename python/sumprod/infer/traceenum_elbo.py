@@ -77,6 +77,7 @@ class TraceEnum_ELBO(ELBO):
         enumerated._replayed = guide_trace.nodes
         program = replay(enumerated(model), trace=guide_trace)
         model_trace = trace(program).get_trace(*args, **kwargs)
+        self._check_marks(model_trace, guide_trace)
         if state.validate_infer:
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         pair = tuple(
@@ -89,7 +90,6 @@ class TraceEnum_ELBO(ELBO):
                 f"plate stack overflow: max_plate_nesting={self.max_plate_nesting}\n"
                 f"Try increasing max_plate_nesting to at least {deepest}"
             )
-        self._check_marks(*pair)
         return pair  # type: ignore[return-value]
 
     @either_convention
