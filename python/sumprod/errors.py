@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["SupportError", "add_detail", "describe_site"]
+__all__ = ["SupportError", "add_detail", "describe_plates", "describe_site"]
 
 
 class SupportError(ValueError):
@@ -66,11 +66,15 @@ def describe_site(error: BaseException, site: Any) -> None:
         return
     error.site = name  # type: ignore[attr-defined]
     error.plates = site["cond_indep_stack"]  # type: ignore[attr-defined]
-    where = "".join(f", in plate '{frame.name}' ({_extent(frame)})" for frame in site["cond_indep_stack"])
-    add_detail(error, f"at {site['type']} site '{name}'{where}")
+    add_detail(error, f"at {site['type']} site '{name}'{describe_plates(site['cond_indep_stack'])}")
+
+
+def describe_plates(stack: Iterable[Any]) -> str:
+    """Text that follows a site's name: the plates it is in, outermost first; empty without plates."""
+    plates = [f"'{frame.name}' ({_extent(frame)})" for frame in stack]
+    return f" in plate {', '.join(plates)}" if plates else ""
 
 
 def _extent(frame: Any) -> str:
-    if frame.dim is None:
-        return f"sequential, step {frame.counter} of {frame.size}"
-    return f"dim={frame.dim}, size={'unknown' if frame.size == -1 else frame.size}"
+    size = "unknown" if frame.size == -1 else frame.size
+    return f"step {frame.counter} of {size}" if frame.dim is None else f"dim={frame.dim}, size={size}"

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sumprod.distributions import ExpandedDistribution, MaskedDistribution
 from sumprod.distributions.util import scale_and_mask
+from sumprod.errors import describe_plates
 from sumprod.handlers.trace_struct import Trace
-from sumprod.infer._checks import check_density_shape, describe_plates
+from sumprod.infer._checks import check_density_shape
 from sumprod.settings import state
 
 __all__ = [
