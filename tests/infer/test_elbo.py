@@ -18,13 +18,6 @@ from sumprod.infer._calling import split_arguments
 LOSSES = [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO]
 
 
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
 def model(x: Any = None) -> None:
     z = sumprod.sample("z", dist.Normal(0.0, 1.0))
     with sumprod.plate("rows", 3):

@@ -8,7 +8,7 @@ import logging
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,13 +20,6 @@ from sumprod import handlers
 from sumprod.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 LOSSES = [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO]
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
 
 
 def model(x: Any = None) -> None:

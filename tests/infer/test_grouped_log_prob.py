@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ import sumprod.distributions as dist
 from sumprod import handlers
 from sumprod.infer import Trace_ELBO, _grouped_log_prob
 from sumprod.infer.trace_elbo import compute_guide_densities
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
 
 
 def number(value: float) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +18,6 @@ from sumprod.infer import RenyiELBO, Trace_ELBO
 
 ALPHAS = [-1.0, 0.0, 0.5, 2.0]
 DATA = torch.tensor([0.3, -1.2, 2.0])
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
 
 
 def number(value: float) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,13 +16,6 @@ from tests.programs.expectation import all_bits
 
 ALPHAS = [-1.0, 0.0, 0.5, 2.0]
 DATA = torch.tensor([0.3, -1.2, 2.0])
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
 
 
 def number(value: float) -> Tensor:

@@ -8,7 +8,6 @@ import math
 import sys
 import types
 import weakref
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,13 +19,6 @@ import sumprod
 import sumprod.distributions as dist
 from sumprod import handlers
 from sumprod.infer import SVI, Trace_ELBO, TraceMeanField_ELBO, TracePosterior
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
 
 
 def number(value: float) -> Tensor:

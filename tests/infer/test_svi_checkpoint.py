@@ -23,13 +23,6 @@ from sumprod.infer import SVI, Checkpoint, EarlyStopping, Trace_ELBO
 from sumprod.infer._training import Interrupts
 
 
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
 def number(value: float) -> Tensor:
     return torch.tensor(value)
 

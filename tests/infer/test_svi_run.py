@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,13 +14,6 @@ import sumprod
 import sumprod.distributions as dist
 from sumprod import handlers
 from sumprod.infer import SVI, EarlyStopping, Trace_ELBO
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
 
 
 def number(value: float) -> Tensor:
