@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["SupportError", "add_detail", "describe_plates", "describe_site"]
+__all__ = ["MemoryBudgetError", "SupportError", "add_detail", "describe_plates", "describe_site"]
 
 
 class SupportError(ValueError):
@@ -40,6 +40,34 @@ class SupportError(ValueError):
     def __reduce__(self) -> tuple[type[SupportError], tuple[Any, ...]]:
         found = (self.batch_index, self.time, self.site, self.plate_index, self.factors)
         return type(self), (str(self), *found)
+
+
+class MemoryBudgetError(MemoryError):
+    """A contraction would need more memory than the setting or option `memory_budget` allows.
+
+    Attributes:
+        needed: bytes of intermediate tensors.
+        budget: bytes allowed.
+        variables: the variables of the widest intermediate tensor.
+        plates: its plates.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        needed: int = 0,
+        budget: int = 0,
+        variables: tuple[Hashable, ...] = (),
+        plates: tuple[Hashable, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.budget = budget
+        self.variables = variables
+        self.plates = plates
+
+    def __reduce__(self) -> tuple[type[MemoryBudgetError], tuple[Any, ...]]:
+        return type(self), (str(self), self.needed, self.budget, self.variables, self.plates)
 
 
 def add_detail(error: BaseException, text: str) -> None:

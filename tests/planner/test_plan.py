@@ -130,6 +130,15 @@ def test_table():
     ]
 
 
+def test_long_plans_are_shown_in_part():
+    plan = make_plan([(i, i + 1) for i in range(500)], dict.fromkeys(range(501), 2))
+    lines = repr(plan).splitlines()
+    assert len(lines) == 2 + 40 + 1 + 1
+    assert lines[22] == "... 460 more steps: see table()"
+    assert len(plan.table().splitlines()) == 2 + 500 + 1
+    assert sum(map(plan.work, plan.steps)) == plan.flops
+
+
 # ---- cost
 
 

@@ -56,6 +56,7 @@ def contract(
         TypeError: a factor is not a floating-point tensor.
         ValueError: a tensor does not have the dims named, or sizes or devices disagree.
         NotTreeStructured: (a NotImplementedError) the cost would be exponential in a plate's size.
+        MemoryBudgetError: (a MemoryError) it would take more memory than the setting `memory_budget` says.
 
     References:
         Obermeyer et al. 2019, "Tensor Variable Elimination for Plated Factor Graphs".
@@ -170,7 +171,7 @@ def _prepare(
         dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
     assert dtype is not None
     compute = torch.promote_types(dtype, torch.float32)
-    plan = make_plan(dims, sizes, plates, kept, common)
+    plan = make_plan(dims, sizes, plates, kept, common, compute.itemsize)
     return [tensor if tensor.dtype == compute else tensor.to(compute) for tensor in tensors], plan, dtype
 
 
