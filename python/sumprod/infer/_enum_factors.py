@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Hashable
+from collections.abc import Container, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sumprod.errors import SupportError
+from sumprod.errors import MemoryBudgetError, SupportError
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._enum_logits import fill_logits
-from sumprod.infer._enum_sites import Term, align, site_density, site_term, variable_of
+from sumprod.infer._enum_sites import Names, Term, align, site_density, site_term, variable_of
+from sumprod.ops._plan import NotTreeStructured, name_dims
 from sumprod.ops.contraction import contract, sample
 from sumprod.settings import state
 
@@ -89,12 +90,22 @@ class FactorGraph:
 
     def totals(self, keep_common_plates: bool = False) -> list[tuple[tuple[Hashable, ...], Tensor]]:
         """Per connected component: dims, and log of the sum over all assignments."""
-        return contract(
-            [term.tensor for term in self.terms],
-            [term.dims for term in self.terms],
-            self.plates,
-            keep_common_plates=keep_common_plates,
-        )
+        tensors, dims = [term.tensor for term in self.terms], [term.dims for term in self.terms]
+        return self.contract(tensors, dims, self.plates, keep_common_plates)
+
+    def contract(
+        self,
+        tensors: Sequence[Tensor],
+        dims: Sequence[Names],
+        plates: Iterable[Hashable],
+        keep_common_plates: bool,
+    ) -> list[tuple[tuple[Hashable, ...], Tensor]]:
+        """`ops.contraction.contract`, whose refusals call the graph's variables by their sites' names."""
+        try:
+            return contract(tensors, dims, plates, keep_common_plates=keep_common_plates)
+        except (NotTreeStructured, MemoryBudgetError) as error:
+            name_dims(error, {variable: site["name"] for variable, site in self.variables.items()})
+            raise
 
     def draw(self, maximise: bool) -> dict[str, Tensor]:
         """Values of the enumerated sites: a joint posterior draw, or the most probable assignment.
