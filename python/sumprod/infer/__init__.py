@@ -19,7 +19,7 @@ from sumprod.infer.abstract_infer import (
     TracePosterior,
     TracePredictive,
 )
-from sumprod.infer.discrete import infer_discrete
+from sumprod.infer.discrete import TraceEnumSample_ELBO, infer_discrete
 from sumprod.infer.elbo import ELBO, ELBOModule
 from sumprod.infer.enum import config_enumerate, get_importance_trace
 from sumprod.infer.importance import Importance, psis_diagnostic, vectorized_importance_weights
@@ -50,6 +50,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "SMCFilter",
     "SavedPosterior",
+    "TraceEnumSample_ELBO",
     "TraceEnum_ELBO",
     "TraceMeanField_ELBO",
     "TracePosterior",
