@@ -389,8 +389,11 @@ def test_sample_posterior_keeps_the_indices_of_subsampled_plates():
             sumprod.sample("x", Normal(z.float(), 0.01), obs=(index % 2).float())
         return index, z
 
-    for guide in (nothing, lambda: [None for _ in [sumprod.plate("data", 100, subsample_size=10)]]):
-        index, z = TraceEnum_ELBO(max_plate_nesting=1).sample_posterior(model, guide)
+    def guide():
+        sumprod.plate("data", 100, subsample_size=10)
+
+    for one in (nothing, guide):
+        index, z = TraceEnum_ELBO(max_plate_nesting=1).sample_posterior(model, one)
         assert torch.equal(index % 2, z)
 
 
