@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sumprod.distributions import MaskedDistribution
 from sumprod.handlers.messenger import Messenger
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import site_is_subsample
@@ -161,8 +160,7 @@ class BackwardSampleMessenger(Messenger):
 
     Args:
         enum_trace: trace of the model with its sites enumerated (`handlers.enum`), replayed against the
-            guide. Densities that it has (`compute_log_prob`) are used, others computed; whether it is packed
-            does not matter.
+            guide. Whether it has densities, and whether these are packed, does not matter.
         guide_trace: trace of the guide; its sites are not drawn.
 
     Raises:
@@ -190,10 +188,9 @@ class BackwardSampleMessenger(Messenger):
 
     def __init__(self, enum_trace: Trace, guide_trace: Trace) -> None:
         check_guide_is_not_enumerated(guide_trace, "BackwardSampleMessenger")
-        prepared = _prepared(enum_trace)
-        known = guide_trace.nodes
-        graph = FactorGraph.of_trace(prepared, deepest_plate([prepared]), known)
-        self._start(SitePosterior.of_trace(graph, prepared, known))
+        fresh = _without_densities(enum_trace)
+        graph = FactorGraph.of_trace(fresh, deepest_plate([fresh]), guide_trace.nodes)
+        self._start(SitePosterior.of_trace(graph, fresh, guide_trace.nodes))
 
     @classmethod
     def of_posterior(cls, posterior: SitePosterior) -> BackwardSampleMessenger:
@@ -267,17 +264,13 @@ def _same(value: Any, drawn: Tensor) -> bool:
     return value is drawn or (isinstance(value, Tensor) and torch.equal(value, drawn))
 
 
-def _prepared(trace: Trace) -> Trace:
-    """Sample sites of a user's trace, with its densities where they are those of a factor graph.
+def _without_densities(trace: Trace) -> Trace:
+    """Sample sites of a user's trace, whose densities are to be computed as a factor graph needs them.
 
-    `Trace.compute_log_prob` leaves handlers' masks out of `unscaled_log_prob`, and distributions' masks in
-    it; in a factor graph enumerated sites have no mask, and the others have both.
+    `Trace.compute_log_prob` masks enumerated sites too, and no others in `unscaled_log_prob`.
     """
-    prepared = Trace()
+    fresh = Trace()
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site):
-            continue
-        enumerated = "_enumerate_dim" in site["infer"]
-        masked = isinstance(site["fn"], MaskedDistribution) if enumerated else site["mask"] is not None
-        prepared.nodes[name] = {**site, "unscaled_log_prob": None} if masked else dict(site)
-    return prepared
+        if site["type"] == "sample" and not site_is_subsample(site):
+            fresh.nodes[name] = {**site, "unscaled_log_prob": None}
+    return fresh
