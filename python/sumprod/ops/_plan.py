@@ -74,7 +74,8 @@ class Plan:
 
     def work(self, step: Step) -> int:
         """Multiplications and additions of a step."""
-        return self.volume(self.scope(step)) * len(step.inputs)
+        reduces = bool(step.variables or step.plates)
+        return self.volume(self.scope(step)) * (len(step.inputs) - 1 + reduces)
 
     def table(self) -> str:
         """All steps, one per line."""
