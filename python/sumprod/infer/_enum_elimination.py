@@ -10,7 +10,7 @@ from torch import Tensor
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._enum_sites import Names, Term, align, ordinal_of, site_term, variable_of
-from sumprod.infer.util import torch_item
+from sumprod.infer.util import has_default_score_parts, torch_item
 
 __all__ = ["Contraction", "contractions", "eliminate", "is_one", "scaled", "shared_scale"]
 
@@ -69,49 +69,74 @@ class Contraction(NamedTuple):
     members: list[int]  # their positions
     dims: list[Names]
     plates: list[Hashable]
-    outer: Names  # variables of the guide: each assignment of those is a slice, as in a plate around all
-    common: frozenset[Hashable]  # plates that all are in
+    outer: Names = ()  # variables of the guide: each assignment of those is a slice, as in a plate around all
+    common: frozenset[Hashable] = frozenset()  # plates that all are in
+    reach: frozenset[Hashable] | None = None  # plates that any is in; None: these are several components
 
 
 def contractions(graph: FactorGraph, guide_trace: Trace) -> list[Contraction]:
-    """How the model's variables are summed out: all at once, or by component beside the guide's variables.
+    """How the model's variables are summed out: all at once, or by component beside the guide's sites.
 
     Raises:
         ValueError: a variable of the model is outside of a plate that one of the guide is in.
     """
-    owners = {
-        variable_of(site): site
-        for site in guide_trace.nodes.values()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
     terms = graph.terms
-    if not any(name in owners for term in terms for name in term.dims):
+    sites = [
+        site for site in guide_trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]
+    ]
+    owners = {variable_of(site): site for site in sites}
+    beside = any(name in owners for term in terms for name in term.dims)
+    ordinals = {term.ordinal for term in terms}
+    if not beside and (len(ordinals) == 1 or not any(map(_weights_costs, sites))):
         everything = list(range(len(terms)))
-        return [Contraction(everything, [term.dims for term in terms], list(graph.plates), (), frozenset())]
+        common = ordinals.pop() if len(ordinals) == 1 else frozenset()
+        return [Contraction(everything, [term.dims for term in terms], list(graph.plates), common=common)]
     found = []
     for members in graph.components():
-        common = frozenset.intersection(*(terms[i].ordinal for i in members))
+        own = [terms[i].ordinal for i in members]
+        common, reach = frozenset.intersection(*own), frozenset().union(*own)
         outer = tuple(dict.fromkeys(name for i in members for name in terms[i].dims if name in owners))
-        for name in outer:
-            owner = owners[name]
-            if not ordinal_of(owner) <= common:
-                raise ValueError(
-                    "Expected model enumeration to be no more global than guide enumeration, but site"
-                    f" '{owner['name']}' is enumerated in the guide inside plates"
-                    f" {sorted(map(str, ordinal_of(owner) - common))}, and the model's enumerated sites"
-                    f" {[graph.sites[i]['name'] for i in members if terms[i].dims]} are not all inside"
-                )
+        inside = [owners[name] for name in outer if not ordinal_of(owners[name]) <= common]
+        # Whether the terms depend on a value that is enumerated in a run of its own cannot be seen.
+        inside += [
+            site
+            for site in sites
+            if "_enum_total" in site["infer"] and ordinal_of(site) <= reach and not ordinal_of(site) <= common
+        ]
+        if inside:
+            raise _too_global(inside[0], common, [graph.sites[i]["name"] for i in members if terms[i].dims])
         dims = [outer + tuple(name for name in terms[i].dims if name not in outer) for i in members]
-        found.append(Contraction(members, dims, [*graph.plates, *outer], outer, common))
+        found.append(Contraction(members, dims, [*graph.plates, *outer], outer, common, reach))
     return found
+
+
+def _weights_costs(site: Any) -> bool:
+    """Whether a guide site is sampled with a score function, or enumerated run by run."""
+    fn = site["fn"]
+    return "_enum_total" in site["infer"] or not (fn.has_rsample and has_default_score_parts(fn))
+
+
+def _too_global(owner: Any, common: frozenset[Hashable], names: list[str]) -> ValueError:
+    hint = ""
+    if "_enum_total" in owner["infer"]:
+        hint = ". If none of these depends on it, mark it 'parallel' instead of 'sequential'"
+    return ValueError(
+        "Expected model enumeration to be no more global than guide enumeration, but site"
+        f" '{owner['name']}' is enumerated in the guide inside plates"
+        f" {sorted(map(str, ordinal_of(owner) - common))}, and the model's enumerated sites {names} are not"
+        f" all inside{hint}"
+    )
 
 
 def eliminate(graph: FactorGraph, guide_trace: Trace) -> list[Term]:
     """What is left of the factors when the model's variables are summed out, component by component."""
     parts = contractions(graph, guide_trace)
-    if not any(part.outer for part in parts):
+    if parts[0].reach is None:
         # In one call: what is left has no dims but plates.
-        return [Term(frozenset(dims), dims, total) for dims, total in graph.totals(keep_common_plates=True)]
+        common = parts[0].common
+        return [
+            Term(common.union(dims), dims, total) for dims, total in graph.totals(keep_common_plates=True)
+        ]
     return [_eliminate_beside(part, graph) for part in parts]
 
 
@@ -124,4 +149,4 @@ def _eliminate_beside(part: Contraction, graph: FactorGraph) -> Term:
         for term, order in zip(terms, part.dims, strict=True)
     ]
     [(found, total)] = graph.contract(tensors, part.dims, part.plates, keep_common_plates=True)
-    return Term(part.common, found, total)
+    return Term(part.common, found, total, part.reach)

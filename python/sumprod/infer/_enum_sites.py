@@ -39,6 +39,7 @@ class Term(NamedTuple):
     ordinal: frozenset[Hashable]  # names of the plates, also of those of size 1
     dims: Names
     tensor: Tensor
+    reach: frozenset[Hashable] | None = None  # plates of all that the tensor was made of, when more
 
 
 def ordinal_of(site: Any) -> frozenset[Hashable]:

@@ -28,7 +28,7 @@ from sumprod.infer._checks import check_model_guide_match
 from sumprod.infer._dice import expectation
 from sumprod.infer._enum_elimination import eliminate, is_one, scaled, shared_scale
 from sumprod.infer._enum_factors import FactorGraph
-from sumprod.infer._enum_guide import guide_terms
+from sumprod.infer._enum_guide import guide_terms, masked_term
 from sumprod.infer._enum_logits import fill_logits
 from sumprod.infer._enum_marginals import site_marginals
 from sumprod.infer._enum_sites import Term, site_density, site_term
@@ -175,6 +175,8 @@ class TraceEnum_ELBO(ELBO):
         costs = []
         for site in sites:
             term = site_term(site, site_density(model_trace, site, self.max_plate_nesting))
+            if site["name"] in guide_trace.nodes:
+                term = masked_term(model_trace, site, term)
             if graph.concerns(term):
                 graph.add(site, term)
             elif site["mask"] is not False:
