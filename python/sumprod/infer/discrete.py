@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sumprod._random import preserve_rng_state
-from sumprod.handlers import block, enum, replay, trace
+from sumprod.handlers import EnumMessenger, block, replay, trace
 from sumprod.handlers.messenger import Messenger
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import prune_subsample_sites
@@ -102,8 +102,10 @@ def infer_discrete(
         if dim is None:
             dim = -1 - _depth(fn, args, kwargs)
         recorder = SubsampleRecorder()
-        with block(), recorder, enum(first_available_dim=dim):
-            enumerated = prune_subsample_sites(trace(fn).get_trace(*args, **kwargs))
+        support = EnumMessenger(first_available_dim=dim)
+        support._checked = state.validate_infer
+        with block(), recorder:
+            enumerated = prune_subsample_sites(trace(support(fn)).get_trace(*args, **kwargs))
         deepest = deepest_plate([enumerated])
         if deepest >= -dim:
             raise ValueError(

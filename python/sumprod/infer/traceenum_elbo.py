@@ -82,6 +82,7 @@ class TraceEnum_ELBO(ELBO):
         guide_trace = trace(guide).get_trace(*args, **kwargs)
         enumerated = EnumMessenger()
         enumerated._replayed = guide_trace.nodes
+        enumerated._checked = state.validate_infer
         program = replay(enumerated(model), trace=guide_trace)
         model_trace = trace(program).get_trace(*args, **kwargs)
         self._check_marks(model_trace, guide_trace)
@@ -129,8 +130,10 @@ class TraceEnum_ELBO(ELBO):
             model = self._vectorized_num_particles(model)
             guide = self._vectorized_num_particles(guide)
         partial: LifoQueue[Trace] = LifoQueue()
+        enumerated = EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))
+        enumerated._checked = state.validate_infer
         guide = queue(
-            EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))(guide),
+            enumerated(guide),
             queue=partial,
             escape_fn=iter_discrete_escape,
             extend_fn=iter_discrete_extend,
