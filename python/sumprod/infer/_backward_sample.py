@@ -83,11 +83,15 @@ def _indicator(site: Any, value: Any) -> Tensor:
 
 
 def _only_value(site: Any) -> Tensor:
-    """The value of a site whose support has one element."""
+    """The value of a site whose support has one element, for each slice of its plates."""
     value: Tensor = site["value"]
-    rank = max((-frame.dim for frame in site["cond_indep_stack"] if frame.dim is not None), default=0)
-    extra = value.dim() - rank - len(site["fn"]._event_shape)
-    return value.reshape(value.shape[extra:]) if extra > 0 else value
+    event = site["fn"]._event_shape
+    sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.dim is not None}
+    rank = max((-dim for dim in sizes), default=0)
+    batch = value.shape[: value.dim() - len(event)]
+    batch = batch[max(0, len(batch) - rank) :]
+    plates = [max(sizes.get(dim, 1), 1) for dim in range(-rank, 0)]  # a plate without size has -1
+    return value.reshape(batch + event).expand(torch.broadcast_shapes(batch, plates) + event)
 
 
 def check_guide_is_not_enumerated(guide_trace: Trace, what: str) -> None:
