@@ -28,10 +28,10 @@ from sumprod.infer._checks import check_model_guide_match
 from sumprod.infer._dice import expectation
 from sumprod.infer._enum_elimination import eliminate, is_one, scaled, shared_scale
 from sumprod.infer._enum_factors import FactorGraph
+from sumprod.infer._enum_groups import site_terms
 from sumprod.infer._enum_guide import guide_terms, masked_term
-from sumprod.infer._enum_logits import fill_logits
 from sumprod.infer._enum_marginals import site_marginals
-from sumprod.infer._enum_sites import Term, site_density, site_term
+from sumprod.infer._enum_sites import Term
 from sumprod.infer._nesting import deepest_plate
 from sumprod.infer.elbo import ELBO, Arguments, Keywords, Program
 from sumprod.infer.enum import iter_discrete_escape, iter_discrete_extend
@@ -174,10 +174,9 @@ class TraceEnum_ELBO(ELBO):
         for site in sites:
             if site["name"] not in guide_trace.nodes:
                 graph.declare(site)
-        fill_logits(sites)
+        terms = site_terms(model_trace, sites, graph.variables, self.max_plate_nesting)
         costs = []
-        for site in sites:
-            term = site_term(site, site_density(model_trace, site, self.max_plate_nesting))
+        for site, term in zip(sites, terms, strict=True):
             if site["name"] in guide_trace.nodes:
                 term = masked_term(model_trace, site, term)
             if graph.concerns(term):
