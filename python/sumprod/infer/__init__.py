@@ -22,6 +22,7 @@ from sumprod.infer.abstract_infer import (
 from sumprod.infer.discrete import TraceEnumSample_ELBO, infer_discrete
 from sumprod.infer.elbo import ELBO, ELBOModule
 from sumprod.infer.enum import config_enumerate, get_importance_trace
+from sumprod.infer.explain import explain
 from sumprod.infer.importance import Importance, psis_diagnostic, vectorized_importance_weights
 from sumprod.infer.predictive import MHResampler, Predictive, WeighedPredictive
 from sumprod.infer.renyi_elbo import RenyiELBO
@@ -63,6 +64,7 @@ __all__ = [
     "autoguide",
     "config_enumerate",
     "enable_validation",
+    "explain",
     "get_importance_trace",
     "infer_discrete",
     "is_validation_enabled",
