@@ -7,18 +7,15 @@ output plus O(B*S); with gradients, the gradients plus O(B*T*S) once.  A fixed s
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import sumprod
 from _harness import Bench, DisagreementError, guarded
 from _machine import limit_threads
+from _memory import peak_growth
 from _models import Model, with_gradient
 
 SHAPES = ((64, 16384, 16), (64, 4096, 128), (256, 8192, 16))
@@ -53,42 +50,13 @@ def limit_bytes(name: str, shape: tuple[int, int, int]) -> float | None:
     return None
 
 
-def _status_bytes(field: str) -> int | None:
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith(field + ":"):
-                return 1024 * int(line.split()[1])
-    return None
-
-
-def _reset_peak() -> bool:
-    """Linux: give freed memory back, so that its reuse counts, and restart VmHWM from the current size."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
 def child(name: str, shape: tuple[int, int, int], threads: int) -> int:
     """Measure one case and print the growth in bytes."""
     limit_threads(threads)
     _run(name, Model.random(shape[0], 8, shape[2]))
     model = Model.random(*shape)
-    reset = _reset_peak()
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = _status_bytes("VmRSS") if reset else None
-    if before is None:
-        before = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result = _run(name, model)
-    peak = _status_bytes("VmHWM") if reset else None
-    if peak is None:
-        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    del result
-    print(json.dumps({"growth": peak - before}))
+    growth = peak_growth(lambda: _run(name, model))
+    print(json.dumps({"growth": growth}))
     return 0
 
 

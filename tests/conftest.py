@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import sys
 import zlib
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+import sumprod
+from sumprod import runtime
 
 # `ci` draws the same examples in every run, so that a red run can be repeated; `thorough` (give
 # --hypothesis-profile=thorough) looks for new ones. No deadline: the machine may be shared.
@@ -45,6 +49,22 @@ def seed(request: pytest.FixtureRequest) -> int:
     return number
 
 
+def empty_stores() -> None:
+    sumprod.clear_param_store()
+    if "pyro" in sys.modules:
+        sys.modules["pyro"].clear_param_store()
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Empty parameter stores, the peer's too, before and after; a handler left behind is a failure."""
+    empty_stores()
+    yield
+    empty_stores()
+    assert runtime.handler_stack() == []
+    assert runtime.dim_allocator()._names == []
+
+
 @pytest.fixture
 def generator(seed: int) -> torch.Generator:
     """A torch generator fixed by the test's name."""
@@ -57,6 +77,15 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """New tensors are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,15 +14,6 @@ from torch import Tensor
 import sumprod
 
 Program = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    """An empty parameter store before and after; a test that leaves a handler behind fails."""
-    sumprod.clear_param_store()
-    yield
-    assert not sumprod.poutine.runtime.am_i_wrapped()
-    sumprod.clear_param_store()
 
 
 def subject() -> Tensor:

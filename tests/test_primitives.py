@@ -12,14 +12,6 @@ import sumprod
 from sumprod import handlers
 from sumprod.distributions import Bernoulli, Categorical, Normal, Poisson
 
-
-@pytest.fixture(autouse=True)
-def _empty_store():
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
 # ---- sample
 
 

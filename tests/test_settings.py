@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,9 @@ import pytest
 import torch
 
 from sumprod import settings
+from sumprod.errors import MemoryBudgetError
+from sumprod.ops._plan import Plan, make_plan, memory_budget
+from sumprod.ops.contraction import contract
 
 TOLERANCE = 1.0
 
@@ -107,6 +112,7 @@ def test_context_decorates() -> None:
         ("binomial_approx_sample_thresh", math.nan, ValueError),
         ("memory_budget", 0, ValueError),
         ("memory_budget", 1.5, ValueError),
+        ("plan_log", "yes", TypeError),
     ],
 )
 def test_wrong_values_change_nothing(name: str, value: object, error: type[Exception]) -> None:
@@ -144,3 +150,59 @@ def test_register() -> None:
         settings.register("test_tolerance", __name__, "Holder.inner")
     settings._PLACES.pop("test_inner")
     settings._PLACES.pop("test_tolerance")
+
+
+# ---- settings of contraction plans
+
+
+def a_plan(size: int) -> Plan:
+    """A structure that no other test plans."""
+    return make_plan(["ab", "bc", "ca"], {"a": size, "b": 3, "c": 5})
+
+
+def test_plan_log_calls_a_function_once_per_structure() -> None:
+    seen: list[Plan] = []
+    with settings.context(plan_log=seen.append):
+        plans = [a_plan(101), a_plan(101), a_plan(102)]
+    a_plan(103)
+    assert len(seen) == 2
+    assert seen == [plans[0], plans[2]]
+
+
+def test_plan_log_writes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="sumprod"):
+        a_plan(111)
+        assert not caplog.records
+        with settings.context(plan_log=True):
+            plan = a_plan(112)
+    assert [record.getMessage() for record in caplog.records] == [f"new contraction plan\n{plan!r}"]
+
+
+def test_memory_budget_stops_a_plan_above_it() -> None:
+    plan = a_plan(121)
+    with settings.context(memory_budget=8 * plan.peak_elements):
+        assert a_plan(121) is plan
+    with settings.context(memory_budget=8 * plan.peak_elements - 1):
+        with pytest.raises(MemoryBudgetError, match=r"with dims 'b' \(3\), 'c' \(5\)\. Split") as caught:
+            a_plan(121)
+        with memory_budget(8 * plan.peak_elements):  # a block overrides the setting
+            assert a_plan(121) is plan
+    assert caught.value.variables == ("b", "c")
+    assert caught.value.needed == caught.value.budget + 1
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copied), copied.variables) == (str(caught.value), ("b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bytes_each"), [(torch.float64, 8), (torch.float32, 4), (torch.float16, 4)]
+)
+def test_memory_budget_counts_bytes_of_the_dtype(dtype: torch.dtype, bytes_each: int) -> None:
+    factors = [torch.zeros(shape, dtype=dtype) for shape in ((101, 3), (3, 5), (5, 101))]
+    needed = bytes_each * a_plan(101).peak_elements
+    with settings.context(memory_budget=needed):
+        contract(factors, ["ab", "bc", "ca"])
+    with (
+        settings.context(memory_budget=needed - 1),
+        pytest.raises(MemoryBudgetError, match=f"{needed:,} bytes"),
+    ):
+        contract(factors, ["ab", "bc", "ca"])

@@ -23,13 +23,6 @@ from sumprod.optim import Adam
 LOSSES = [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO]
 
 
-@pytest.fixture(autouse=True)
-def _empty_store():
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
 def model():
     z = sumprod.sample("z", Normal(0.0, 1.0))
     sumprod.sample("x", Normal(z, 1.0), obs=torch.tensor(1.0))

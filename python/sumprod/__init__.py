@@ -55,6 +55,7 @@ from sumprod.primitives import (
 
 if TYPE_CHECKING:
     from sumprod import compat, contrib, generic, infer, interop, nn, optim, poutine, util
+    from sumprod.infer import explain
 
 _aliases.install()
 
@@ -65,11 +66,13 @@ _LAZY = ("compat", "contrib", "generic", "infer", "interop", "nn", "optim", "pou
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return import_module(f"sumprod.{name}")
+    if name == "explain":
+        return import_module("sumprod.infer").explain
     raise AttributeError(f"module 'sumprod' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "explain"})
 
 
 __all__ = [
@@ -84,6 +87,7 @@ __all__ = [
     "distributions",
     "do",
     "enable_validation",
+    "explain",
     "factor",
     "generic",
     "get_param_store",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["SupportError", "add_detail", "describe_site"]
+__all__ = ["MemoryBudgetError", "SupportError", "add_detail", "describe_plates", "describe_site"]
 
 
 class SupportError(ValueError):
@@ -42,6 +42,34 @@ class SupportError(ValueError):
         return type(self), (str(self), *found)
 
 
+class MemoryBudgetError(MemoryError):
+    """A contraction would need more memory than the setting or option `memory_budget` allows.
+
+    Attributes:
+        needed: bytes of intermediate tensors.
+        budget: bytes allowed.
+        variables: the variables of the widest intermediate tensor.
+        plates: its plates.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        needed: int = 0,
+        budget: int = 0,
+        variables: tuple[Hashable, ...] = (),
+        plates: tuple[Hashable, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.budget = budget
+        self.variables = variables
+        self.plates = plates
+
+    def __reduce__(self) -> tuple[type[MemoryBudgetError], tuple[Any, ...]]:
+        return type(self), (str(self), self.needed, self.budget, self.variables, self.plates)
+
+
 def add_detail(error: BaseException, text: str) -> None:
     """Append lines to the text of an error, which stays the same object of the same class.
 
@@ -66,11 +94,15 @@ def describe_site(error: BaseException, site: Any) -> None:
         return
     error.site = name  # type: ignore[attr-defined]
     error.plates = site["cond_indep_stack"]  # type: ignore[attr-defined]
-    where = "".join(f", in plate '{frame.name}' ({_extent(frame)})" for frame in site["cond_indep_stack"])
-    add_detail(error, f"at {site['type']} site '{name}'{where}")
+    add_detail(error, f"at {site['type']} site '{name}'{describe_plates(site['cond_indep_stack'])}")
+
+
+def describe_plates(stack: Iterable[Any]) -> str:
+    """Text that follows a site's name: the plates it is in, outermost first; empty without plates."""
+    plates = [f"'{frame.name}' ({_extent(frame)})" for frame in stack]
+    return f" in plate {', '.join(plates)}" if plates else ""
 
 
 def _extent(frame: Any) -> str:
-    if frame.dim is None:
-        return f"sequential, step {frame.counter} of {frame.size}"
-    return f"dim={frame.dim}, size={'unknown' if frame.size == -1 else frame.size}"
+    size = "unknown" if frame.size == -1 else frame.size
+    return f"step {frame.counter} of {size}" if frame.dim is None else f"dim={frame.dim}, size={size}"

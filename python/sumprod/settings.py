@@ -11,10 +11,10 @@
 | `binomial_approx_sample_thresh` | inf | accepted for programs that set it: binomial draws are always exact |
 | `binomial_approx_log_prob_tol` | 0.0 | accepted for programs that set it: densities are always exact |
 | `native` | True | run recognised model structures as one native operator |
-| `deterministic` | False | refuse algorithms whose result may differ from run to run |
+| `deterministic` | False | refuse algorithms whose result may differ from run to run; so far there is none |
 | `exact_zeros` | False | `Categorical(probs)` keeps a probability of zero as -inf |
-| `memory_budget` | None | bytes that one contraction may use; None means no limit |
-| `plan_log` | False | log every new contraction plan |
+| `memory_budget` | None | bytes that intermediate tensors of one contraction may take; None means no limit |
+| `plan_log` | False | report every new contraction plan: a function of it, or True: the log "sumprod" |
 
 Settings are shared by all threads. Library code reads them as plain attributes of `state`.
 
@@ -72,7 +72,7 @@ class State:
         self.deterministic: bool = False
         self.exact_zeros: bool = False
         self.memory_budget: int | None = None
-        self.plan_log: bool = False
+        self.plan_log: bool | Callable[[Any], object] = False
 
     @property
     def validate_distributions_torch(self) -> bool:
@@ -130,6 +130,11 @@ def _is_budget(value: Any) -> None:
         raise ValueError(f"expected None or a positive number of bytes, got {value!r}")
 
 
+def _is_log(value: Any) -> None:
+    if not (isinstance(value, bool) or callable(value)):
+        raise TypeError(f"expected True, False or a function of a plan, got {value!r}")
+
+
 _VALIDATION_SWITCHES = (
     "validate_infer",
     "validate_poutine",
@@ -149,7 +154,7 @@ _PLACES.update(
         ("deterministic", _is_bool),
         ("exact_zeros", _is_bool),
         ("memory_budget", _is_budget),
-        ("plan_log", _is_bool),
+        ("plan_log", _is_log),
     )
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,13 +23,6 @@ from sumprod.distributions import Gamma, MultivariateNormal, Normal
 from sumprod.infer import SVI, Trace_ELBO
 from sumprod.infer import autoguide as current
 from sumprod.optim import Adam
-
-
-@pytest.fixture(autouse=True)
-def empty_store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
 
 
 def model() -> None:

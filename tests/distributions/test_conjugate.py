@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sumprod.distributions import BetaBinomial, DirichletMultinomial, GammaPoisson, NegativeBinomial, Poisson
-from tests.distributions.family_checks import FAILURE_RATE, assert_counts_follow, check_contract, chi_square
+from tests.distributions.family_checks import assert_counts_follow, check_contract
+from tests.goodness_of_fit import FAILURE_RATE, chi_square
 
 
 def rising(a: Fraction, k: int) -> Fraction:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import sumprod.distributions as dist
 from sumprod.distributions import FiniteSupport
-from tests.distributions.family_checks import FAILURE_RATE, check_contract, chi_square
+from tests.distributions.family_checks import check_contract
+from tests.goodness_of_fit import FAILURE_RATE, chi_square
 
 F64 = torch.float64
 VALUES = torch.tensor([-1.0, 0.0, 2.0, 2.0], dtype=F64)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import sumprod.distributions as dist
 from sumprod.distributions import DiscreteHMM
-from tests.distributions.family_checks import FAILURE_RATE, chi_square
 from tests.distributions.hmm_problems import Problem, build, problems
+from tests.goodness_of_fit import FAILURE_RATE, chi_square
 from tests.ops.hmm_cases import indices
 from tests.oracles import enumeration
 from tests.oracles.model import Floats, Model

@@ -13,7 +13,7 @@ from sumprod.distributions import (
     RelaxedOneHotCategorical,
     RelaxedOneHotCategoricalStraightThrough,
 )
-from tests.distributions.family_checks import FAILURE_RATE, chi_square
+from tests.goodness_of_fit import FAILURE_RATE, chi_square
 
 TEMPERATURE = torch.tensor(0.4, dtype=torch.float64)
 LOGITS = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.1, -0.2]], dtype=torch.float64)

@@ -17,13 +17,6 @@ from sumprod.handlers import Trace
 from sumprod.handlers.util import all_escape, mc_extend, site_is_factor
 
 
-@pytest.fixture(autouse=True)
-def _empty_store():
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
 def model():
     p = sumprod.param("p", torch.tensor(0.5))
     x = sumprod.sample("x", Normal(p, 1.0))

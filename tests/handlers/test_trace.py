@@ -15,13 +15,6 @@ from sumprod import handlers
 from sumprod.distributions import Bernoulli, Gamma, Normal
 
 
-@pytest.fixture(autouse=True)
-def _empty_store():
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
 def regression(x, y=None):
     weight = sumprod.sample("weight", Normal(torch.zeros(2), 1.0).to_event(1))
     noise = sumprod.param("noise", torch.tensor(0.5))

@@ -246,8 +246,8 @@ def test_every_plate_is_named_with_a_wrong_shape() -> None:
                 normal("z", 5, 2, 3)
 
     expected = (
-        r"at site 'z' in plate 'rows' \(dim=-2, size=2\), 'open' \(dim=-1, size=-1\), 'loop' \(step \d\),"
-        r" invalid log_prob shape\n  Expected \[2, any\], actual \[5, 2, 3\]"
+        r"at site 'z' in plate 'rows' \(dim=-2, size=2\), 'open' \(dim=-1, size=unknown\),"
+        r" 'loop' \(step 1 of 1\), invalid log_prob shape\n  Expected \[2, any\], actual \[5, 2, 3\]"
     )
     with pytest.raises(ValueError, match=expected):
         check_shapes(program)

@@ -12,30 +12,9 @@ import torch
 
 import sumprod
 import sumprod.distributions as dist
-from sumprod.infer import ELBO, ELBOModule, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, get_importance_trace
+from sumprod.infer import ELBO, ELBOModule, Trace_ELBO, TraceMeanField_ELBO, get_importance_trace
 from sumprod.infer._calling import split_arguments
-
-LOSSES = [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO]
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-def model(x: Any = None) -> None:
-    z = sumprod.sample("z", dist.Normal(0.0, 1.0))
-    with sumprod.plate("rows", 3):
-        y = sumprod.sample("y", dist.Normal(z, 1.0))
-        sumprod.sample("x", dist.Normal(y, 1.0), obs=torch.ones(3) if x is None else x)
-
-
-def guide(x: Any = None) -> None:
-    sumprod.sample("z", dist.Normal(sumprod.param("loc", torch.tensor(0.3)), 1.0))
-    with sumprod.plate("rows", 3):
-        sumprod.sample("y", dist.Normal(0.0, 1.0))
+from tests.infer.elbo_programs import LOSSES, guide, model
 
 
 def flat() -> None:

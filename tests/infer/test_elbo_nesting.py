@@ -8,7 +8,7 @@ import logging
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,30 +17,8 @@ import torch
 import sumprod
 import sumprod.distributions as dist
 from sumprod import handlers
-from sumprod.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
-
-LOSSES = [Trace_ELBO, TraceMeanField_ELBO, RenyiELBO]
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-def model(x: Any = None) -> None:
-    z = sumprod.sample("z", dist.Normal(0.0, 1.0))
-    with sumprod.plate("rows", 3):
-        y = sumprod.sample("y", dist.Normal(z, 1.0))
-        sumprod.sample("x", dist.Normal(y, 1.0), obs=torch.ones(3) if x is None else x)
-
-
-def guide(x: Any = None) -> None:
-    sumprod.sample("z", dist.Normal(sumprod.param("loc", torch.tensor(0.3)), 1.0))
-    with sumprod.plate("rows", 3):
-        sumprod.sample("y", dist.Normal(0.0, 1.0))
-
+from sumprod.infer import Trace_ELBO
+from tests.infer.elbo_programs import LOSSES, guide, model
 
 # ---- nesting of plates
 

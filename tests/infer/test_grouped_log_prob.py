@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,17 +15,6 @@ import sumprod.distributions as dist
 from sumprod import handlers
 from sumprod.infer import Trace_ELBO, _grouped_log_prob
 from sumprod.infer.trace_elbo import compute_guide_densities
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(value)
 
 
 def families() -> None:
@@ -43,7 +31,7 @@ def families() -> None:
             sumprod.sample(f"plate{i}", dist.Normal(0.0, 1.0))
             sumprod.sample(f"both{i}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         sumprod.sample(f"bernoulli{i}", dist.Bernoulli(0.1 + 0.2 * i))
-        sumprod.sample(f"logits{i}", dist.Bernoulli(logits=number(0.3 * i)))
+        sumprod.sample(f"logits{i}", dist.Bernoulli(logits=torch.tensor(0.3 * i)))
         sumprod.sample(f"categorical{i}", dist.Categorical(torch.tensor([0.1, 0.2 + i, 0.4])))
         sumprod.sample(f"classes{i}", dist.Categorical(logits=torch.tensor([0.1, 0.2 + i, 0.4])))
         sumprod.sample(f"uniform{i}", dist.Uniform(-1.0, 1.0 + i))
@@ -97,7 +85,7 @@ def test_stacked_log_probs_have_the_gradients_of_single_ones() -> None:
 
     def program() -> None:
         for i, leaf in enumerate(leaves):
-            sumprod.sample(f"x{i}", dist.Normal(leaf, leaf.exp()), obs=number(1.0 - i))
+            sumprod.sample(f"x{i}", dist.Normal(leaf, leaf.exp()), obs=torch.tensor(1.0 - i))
 
     gradients = []
     for stacked in (True, False):
@@ -157,7 +145,7 @@ def test_a_subclass_is_not_stacked() -> None:
 
     def program() -> None:
         for i in range(4):
-            sumprod.sample(f"x{i}", Shifted(0.0, 1.0), obs=number(0.0))
+            sumprod.sample(f"x{i}", Shifted(0.0, 1.0), obs=torch.tensor(0.0))
 
     zero = -0.5 * math.log(2 * math.pi)
     assert Trace_ELBO().loss(program, lambda: None) == pytest.approx(-4 * (zero + 1))
@@ -181,9 +169,9 @@ def test_values_that_broadcast_are_not_stacked() -> None:
     def program() -> None:
         with sumprod.plate("rows", 3):
             for i in range(4):
-                sumprod.sample(f"x{i}", dist.Normal(0.0, 1.0), obs=number(1.0))
+                sumprod.sample(f"x{i}", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
 
-    one = dist.Normal(0.0, 1.0).log_prob(number(1.0)).item()
+    one = dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)).item()
     assert Trace_ELBO().loss(program, lambda: None) == pytest.approx(-12 * one)
 
 
@@ -193,7 +181,7 @@ def test_changes_to_stacked_sites_count(change: str) -> None:
 
     def program() -> None:
         for i in range(4):
-            sumprod.sample(f"x{i}", dist.Normal(0.0, 1.0), obs=number(0.0))
+            sumprod.sample(f"x{i}", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
 
     class Edited(Trace_ELBO):
         def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -212,7 +200,7 @@ def test_changes_to_stacked_sites_count(change: str) -> None:
 
 def test_traces_and_graphs_are_freed() -> None:
     """No growth: nothing of a call is alive after it, apart from the parameters."""
-    sumprod.param("loc", number(0.0))
+    sumprod.param("loc", torch.tensor(0.0))
 
     def model() -> None:
         for i in range(5):

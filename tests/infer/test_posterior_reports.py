@@ -21,11 +21,6 @@ from tests.infer.posterior_cases import DATA, FromRuns, counted, normal_model, r
 INF = math.inf
 
 
-@pytest.fixture(autouse=True)
-def _no_parameters() -> None:
-    sumprod.clear_param_store()
-
-
 # ---- summaries
 
 

@@ -22,12 +22,6 @@ from tests.infer.posterior_cases import DATA, exact_guide, normal_model, normal_
 BOTH = pytest.mark.parametrize("parallel", [False, True])
 
 
-@pytest.fixture(autouse=True)
-def _no_parameters() -> None:
-    sumprod.clear_param_store()
-    pyro.clear_param_store()
-
-
 def program(library: Any, family: Any) -> tuple[Any, Any]:
     """A model with sites at all levels of two plates, and a guide for part of it."""
 

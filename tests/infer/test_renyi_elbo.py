@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,52 +15,20 @@ import sumprod
 import sumprod.distributions as dist
 from sumprod import handlers
 from sumprod.infer import RenyiELBO, Trace_ELBO
-
-ALPHAS = [-1.0, 0.0, 0.5, 2.0]
-DATA = torch.tensor([0.3, -1.2, 2.0])
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(value)
-
-
-def local_model() -> None:
-    with sumprod.plate("rows", 3):
-        z = sumprod.sample("z", dist.Normal(0.0, 1.0))
-        sumprod.sample("x", dist.Normal(z, 1.0), obs=DATA)
-
-
-def local_guide() -> None:
-    with sumprod.plate("rows", 3):
-        sumprod.sample("z", dist.Normal(sumprod.param("loc", torch.tensor([0.1, -0.5, 0.9])), 0.8))
-
-
-def global_model() -> None:
-    g = sumprod.sample("g", dist.Normal(0.0, 1.0))
-    with sumprod.plate("rows", 3):
-        sumprod.sample("x", dist.Normal(g, 1.0), obs=DATA)
-
-
-def global_guide() -> None:
-    sumprod.sample("g", dist.Normal(sumprod.param("loc", number(0.4)), 0.7))
+from tests.infer.renyi_programs import (
+    ALPHAS,
+    DATA,
+    bound,
+    global_guide,
+    global_model,
+    local_guide,
+    local_model,
+)
 
 
 def traces(elbo: RenyiELBO, model: Any, guide: Any) -> list[Any]:
     sumprod.set_rng_seed(0)
     return list(elbo._get_traces(model, guide))
-
-
-def bound(log_weights: Tensor, alpha: float) -> Tensor:
-    """The definition, in double precision, from log-weights with the particles in dim 0."""
-    powers = ((1 - alpha) * log_weights.double()).exp()
-    return powers.mean(0).log().sum() / (1 - alpha)
 
 
 def log_weights(pairs: list[Any], local: bool) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,45 +12,8 @@ from torch import Tensor
 import sumprod
 import sumprod.distributions as dist
 from sumprod.infer import RenyiELBO
+from tests.infer.renyi_programs import ALPHAS, bound, global_model, local_guide, local_model
 from tests.programs.expectation import all_bits
-
-ALPHAS = [-1.0, 0.0, 0.5, 2.0]
-DATA = torch.tensor([0.3, -1.2, 2.0])
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(value)
-
-
-def local_model() -> None:
-    with sumprod.plate("rows", 3):
-        z = sumprod.sample("z", dist.Normal(0.0, 1.0))
-        sumprod.sample("x", dist.Normal(z, 1.0), obs=DATA)
-
-
-def local_guide() -> None:
-    with sumprod.plate("rows", 3):
-        sumprod.sample("z", dist.Normal(sumprod.param("loc", torch.tensor([0.1, -0.5, 0.9])), 0.8))
-
-
-def global_model() -> None:
-    g = sumprod.sample("g", dist.Normal(0.0, 1.0))
-    with sumprod.plate("rows", 3):
-        sumprod.sample("x", dist.Normal(g, 1.0), obs=DATA)
-
-
-def bound(log_weights: Tensor, alpha: float) -> Tensor:
-    """The definition, in double precision, from log-weights with the particles in dim 0."""
-    powers = ((1 - alpha) * log_weights.double()).exp()
-    return powers.mean(0).log().sum() / (1 - alpha)
-
 
 # ---- gradients
 
@@ -80,13 +42,13 @@ def test_pathwise_gradient_is_that_of_the_value(alpha: float, vectorize: bool, l
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_score_terms(alpha: float) -> None:
     """sum_k v_k (grad log w_k with the draw fixed, plus score / (1 - alpha)) for a Bernoulli guide."""
-    logits = number(0.4)
-    values = [number(1.0), number(0.0), number(1.0)]
+    logits = torch.tensor(0.4)
+    values = [torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0)]
     queue: list[Tensor] = []
 
     def model() -> None:
         z = sumprod.sample("z", dist.Bernoulli(0.3))
-        sumprod.sample("x", dist.Normal(2.0 * z, 1.0), obs=number(1.5))
+        sumprod.sample("x", dist.Normal(2.0 * z, 1.0), obs=torch.tensor(1.5))
 
     class Fixed(dist.Bernoulli):
         def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -100,7 +62,7 @@ def test_score_terms(alpha: float) -> None:
     leaf = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     z = torch.stack(values).double()
     log_q = dist.Bernoulli(logits=leaf).log_prob(z)
-    log_w = dist.Bernoulli(0.3).log_prob(z) + dist.Normal(2.0 * z, 1.0).log_prob(number(1.5)) - log_q
+    log_w = dist.Bernoulli(0.3).log_prob(z) + dist.Normal(2.0 * z, 1.0).log_prob(torch.tensor(1.5)) - log_q
     weights = ((1 - alpha) * log_w).softmax(0).detach()
     surrogate = (weights * alpha / (1 - alpha) * log_q).sum()
     assert loss == pytest.approx(-bound(log_w.detach(), alpha).item(), rel=1e-5)
@@ -114,7 +76,7 @@ def test_score_gradient_with_every_value_once_is_that_of_the_limit(alpha: float)
     leaf = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
     z = torch.stack(all_bits()).double()
     q = dist.Bernoulli(logits=leaf)
-    log_p = dist.Bernoulli(0.3).log_prob(z) + dist.Normal(2.0 * z, 1.0).log_prob(number(1.5))
+    log_p = dist.Bernoulli(0.3).log_prob(z) + dist.Normal(2.0 * z, 1.0).log_prob(torch.tensor(1.5))
     objective = torch.logsumexp((1 - alpha) * log_p + alpha * q.log_prob(z), 0) / (1 - alpha)
     expected = -torch.autograd.grad(objective, leaf)[0].item()
     queue = all_bits()  # logits 0: each value has probability 1/2
@@ -125,10 +87,10 @@ def test_score_gradient_with_every_value_once_is_that_of_the_limit(alpha: float)
 
     def model() -> None:
         value = sumprod.sample("z", dist.Bernoulli(0.3))
-        sumprod.sample("x", dist.Normal(2.0 * value, 1.0), obs=number(1.5))
+        sumprod.sample("x", dist.Normal(2.0 * value, 1.0), obs=torch.tensor(1.5))
 
     def guide() -> None:
-        sumprod.sample("z", Fixed(logits=sumprod.param("logits", number(0.0))))
+        sumprod.sample("z", Fixed(logits=sumprod.param("logits", torch.tensor(0.0))))
 
     RenyiELBO(alpha, num_particles=2).loss_and_grads(model, guide)
     assert sumprod.param("logits").unconstrained().grad.item() == pytest.approx(expected, abs=1e-6)
@@ -179,7 +141,7 @@ def test_impossible_particles_do_not_spoil_the_gradient(alpha: float, dead: list
         sumprod.factor("f", z * 0 + (-math.inf if queue.pop(0) else 0.0))
 
     def guide() -> None:
-        sumprod.sample("z", dist.Normal(sumprod.param("loc", number(0.3)), 1.0))
+        sumprod.sample("z", dist.Normal(sumprod.param("loc", torch.tensor(0.3)), 1.0))
 
     guide()
     loss = RenyiELBO(alpha, num_particles=2).loss_and_grads(model, guide)

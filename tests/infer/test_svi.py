@@ -8,7 +8,6 @@ import math
 import sys
 import types
 import weakref
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,25 +21,14 @@ from sumprod import handlers
 from sumprod.infer import SVI, Trace_ELBO, TraceMeanField_ELBO, TracePosterior
 
 
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(value)
-
-
 def model(x: Any = 1.0) -> None:
-    z = sumprod.sample("z", dist.Normal(sumprod.param("prior", number(0.0)), 1.0))
+    z = sumprod.sample("z", dist.Normal(sumprod.param("prior", torch.tensor(0.0)), 1.0))
     sumprod.sample("x", dist.Normal(z, 1.0), obs=torch.as_tensor(x))
 
 
 def guide(x: Any = 1.0) -> None:
-    scale = sumprod.param("scale", number(1.0), constraint=constraints.positive)
-    sumprod.sample("z", dist.Normal(sumprod.param("loc", number(0.5)), scale))
+    scale = sumprod.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+    sumprod.sample("z", dist.Normal(sumprod.param("loc", torch.tensor(0.5)), scale))
 
 
 def sgd(lr: float = 0.1) -> Any:
@@ -167,7 +155,7 @@ def test_parameters_are_stepped_once_in_the_order_of_first_use() -> None:
 
     def program() -> None:
         for name in [*names, names[0]]:
-            sumprod.param(name, number(1.0), constraint=constraints.positive)
+            sumprod.param(name, torch.tensor(1.0), constraint=constraints.positive)
         sumprod.sample("z", dist.Normal(sum(sumprod.param(name) for name in names), 1.0))
 
     optim = sgd()
@@ -177,8 +165,8 @@ def test_parameters_are_stepped_once_in_the_order_of_first_use() -> None:
 
 
 def test_only_parameters_of_this_call_are_stepped() -> None:
-    sumprod.param("other", number(3.0))
-    sumprod.param("other").unconstrained().grad = number(1.0)
+    sumprod.param("other", torch.tensor(3.0))
+    sumprod.param("other").unconstrained().grad = torch.tensor(1.0)
     svi = make()
     svi.step()
     assert sumprod.param("other").item() == 3.0
@@ -224,7 +212,7 @@ def test_fits_a_conjugate_model(elbo: Any) -> None:
 
     def fixed() -> None:
         z = sumprod.sample("z", dist.Normal(0.0, 1.0))
-        sumprod.sample("x", dist.Normal(z, 1.0), obs=number(2.0))
+        sumprod.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
 
     loss = elbo(num_particles=20, vectorize_particles=True, max_plate_nesting=0)
     svi = SVI(fixed, guide, sumprod.optim.Adam({"lr": 0.03}), loss)
@@ -278,10 +266,10 @@ def test_function_as_loss_and_grads() -> None:
 
 def test_loss_without_gradients() -> None:
     """Trap 25: a number, and a tensor that does not require grad, are no error."""
-    for value in (3.5, number(3.5)):
+    for value in (3.5, torch.tensor(3.5)):
 
         def constant(model: Any, guide: Any, result: Any = value) -> Any:
-            sumprod.param("loc", number(0.5))
+            sumprod.param("loc", torch.tensor(0.5))
             return result
 
         assert make(loss=constant).step() == 3.5
@@ -296,7 +284,7 @@ def test_loss_that_returns_a_tuple() -> None:
     for kind in (lambda a, b: (a, b), Pair):
 
         def pair(model: Any, guide: Any, make_pair: Any = kind) -> Any:
-            loc = sumprod.param("loc", number(0.5))
+            loc = sumprod.param("loc", torch.tensor(0.5))
             return make_pair(loc.square(), loc * 3)
 
         sumprod.clear_param_store()
@@ -321,7 +309,7 @@ def counted_step() -> Any:
         sumprod.sample("c", dist.Beta(2.0, 2.0))
 
     def its_guide() -> None:
-        loc = sumprod.param("loc", number(0.1))
+        loc = sumprod.param("loc", torch.tensor(0.1))
         for i in range(4):
             sumprod.sample(f"a{i}", dist.Normal(loc, 1.0))
         with sumprod.plate("rows", 6, subsample_size=3):

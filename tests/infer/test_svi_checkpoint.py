@@ -15,44 +15,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 import sumprod
 import sumprod.distributions as dist
 from sumprod.infer import SVI, Checkpoint, EarlyStopping, Trace_ELBO
 from sumprod.infer._training import Interrupts
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(value)
-
-
-def model(x: Any = 1.0) -> Tensor:
-    z = sumprod.sample("z", dist.Normal(0.0, 1.0))
-    sumprod.sample("x", dist.Normal(z, 1.0), obs=torch.as_tensor(x))
-    result: Tensor = z * 2
-    return result
-
-
-def guide(x: Any = 1.0) -> None:
-    scale = sumprod.param("scale", number(1.0), constraint=constraints.positive)
-    sumprod.sample("z", dist.Normal(sumprod.param("loc", number(0.5)), scale))
-
-
-def make(**kwargs: Any) -> SVI:
-    return SVI(model, guide, sumprod.optim.Adam({"lr": 0.1}), Trace_ELBO(), **kwargs)
-
-
-def params() -> dict[str, float]:
-    return {name: value.item() for name, value in sumprod.get_param_store().items()}
-
+from tests.infer.svi_programs import make, params
 
 # ---- checkpoints
 

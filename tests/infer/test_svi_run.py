@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.distributions import constraints
 
 import sumprod
-import sumprod.distributions as dist
 from sumprod import handlers
 from sumprod.infer import SVI, EarlyStopping, Trace_ELBO
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(value)
-
-
-def model(x: Any = 1.0) -> Tensor:
-    z = sumprod.sample("z", dist.Normal(0.0, 1.0))
-    sumprod.sample("x", dist.Normal(z, 1.0), obs=torch.as_tensor(x))
-    result: Tensor = z * 2
-    return result
-
-
-def guide(x: Any = 1.0) -> None:
-    scale = sumprod.param("scale", number(1.0), constraint=constraints.positive)
-    sumprod.sample("z", dist.Normal(sumprod.param("loc", number(0.5)), scale))
-
-
-def make(**kwargs: Any) -> SVI:
-    return SVI(model, guide, sumprod.optim.Adam({"lr": 0.1}), Trace_ELBO(), **kwargs)
-
-
-def params() -> dict[str, float]:
-    return {name: value.item() for name, value in sumprod.get_param_store().items()}
-
+from tests.infer.svi_programs import guide, make, model, params
 
 # ---- run
 
@@ -217,7 +182,7 @@ def test_progress_with_a_loss_that_is_a_tuple() -> None:
     stream = io.StringIO()
 
     def pair(model: Any, guide: Any) -> Any:
-        return number(1.5), number(2.5)
+        return torch.tensor(1.5), torch.tensor(2.5)
 
     svi = SVI(model, guide, sumprod.optim.SGD({"lr": 0.1}), pair, progress={"file": stream, "mininterval": 0})
     svi.fit(3)

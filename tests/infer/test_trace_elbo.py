@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,18 +15,6 @@ import sumprod.distributions as dist
 from sumprod import handlers
 from sumprod.infer import Trace_ELBO
 
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(value)
-
-
 # ---- values
 
 
@@ -36,7 +23,7 @@ def test_loss_is_minus_the_log_ratio_at_the_guides_draw() -> None:
 
     def model() -> None:
         z = sumprod.sample("z", dist.Normal(1.0, 2.0))
-        sumprod.sample("x", dist.Poisson(z.exp()), obs=number(3.0))
+        sumprod.sample("x", dist.Poisson(z.exp()), obs=torch.tensor(3.0))
 
     def guide() -> None:
         drawn["z"] = sumprod.sample("z", dist.Normal(0.5, 0.3))
@@ -45,7 +32,7 @@ def test_loss_is_minus_the_log_ratio_at_the_guides_draw() -> None:
     z = drawn["z"]
     log_ratio = (
         dist.Normal(1.0, 2.0).log_prob(z)
-        + dist.Poisson(z.exp()).log_prob(number(3.0))
+        + dist.Poisson(z.exp()).log_prob(torch.tensor(3.0))
         - dist.Normal(0.5, 0.3).log_prob(z)
     )
     assert loss == pytest.approx(-log_ratio.item(), rel=1e-6)
@@ -55,10 +42,11 @@ def test_particles_are_averaged() -> None:
     sumprod.set_rng_seed(0)
 
     def model() -> None:
-        sumprod.sample("x", dist.Normal(sumprod.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=number(2.0))
+        z = sumprod.sample("z", dist.Normal(0.0, 1.0))
+        sumprod.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
 
     def guide() -> None:
-        sumprod.sample("z", dist.Normal(sumprod.param("loc", number(0.0)), 1.0))
+        sumprod.sample("z", dist.Normal(sumprod.param("loc", torch.tensor(0.0)), 1.0))
 
     single = Trace_ELBO()
     losses, grads = [], []
@@ -98,7 +86,7 @@ def test_missing_data_under_a_mask() -> None:
             fn = dist.Normal(loc, 1.0).mask(torch.tensor([True, False]))
             sumprod.sample("x", fn, obs=torch.tensor([0.5, math.nan]))
 
-    expected = -dist.Normal(0.0, 1.0).log_prob(number(0.5)).item()
+    expected = -dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.5)).item()
     assert Trace_ELBO().loss_and_grads(model, lambda: None) == pytest.approx(expected)
     assert sumprod.param("loc").unconstrained().grad.tolist() == pytest.approx([-0.5, 0.0])
 
@@ -121,7 +109,7 @@ def test_sequential_plates_scale_too() -> None:
 
     def model() -> None:
         for i in sumprod.plate("loop", 6, subsample_size=3):
-            sumprod.sample(f"x{i}", dist.Delta(number(0.0), log_density=1.0), obs=number(0.0))
+            sumprod.sample(f"x{i}", dist.Delta(torch.tensor(0.0), log_density=1.0), obs=torch.tensor(0.0))
 
     assert Trace_ELBO().loss(model, lambda: None) == pytest.approx(-6)
 
@@ -151,7 +139,7 @@ def test_nothing_to_differentiate_is_no_error(fn: Any) -> None:
     """Trap 25: also with param sites that do not enter the loss, and under no_grad."""
 
     def program() -> None:
-        sumprod.param("unused", number(0.0))
+        sumprod.param("unused", torch.tensor(0.0))
         sumprod.sample("z", fn)
 
     assert Trace_ELBO(num_particles=2).loss_and_grads(program, program) == 0.0
@@ -183,10 +171,10 @@ def test_retain_graph_is_honoured(keep: bool | None) -> None:
 
 def test_differentiable_loss_has_the_value_of_the_loss_and_the_gradient_of_the_surrogate() -> None:
     """Trap 19: with a score function site, the two differ."""
-    sumprod.param("q", number(0.3))
+    sumprod.param("q", torch.tensor(0.3))
 
     def model() -> None:
-        sumprod.sample("x", dist.Normal(sumprod.sample("z", dist.Bernoulli(0.5)), 1.0), obs=number(2.0))
+        sumprod.sample("x", dist.Normal(sumprod.sample("z", dist.Bernoulli(0.5)), 1.0), obs=torch.tensor(2.0))
 
     def guide() -> None:
         sumprod.sample("z", dist.Bernoulli(logits=sumprod.param("q")))
@@ -212,8 +200,8 @@ def test_differentiable_loss_has_the_value_of_the_loss_and_the_gradient_of_the_s
 def test_a_site_that_is_not_finite_is_named(sites: int, value: float, shown: str, method: str) -> None:
     def model() -> None:
         for i in range(sites):
-            sumprod.sample(f"z{i}", dist.Normal(0.0, 1.0), obs=number(0.0))
-        sumprod.factor("f", number(value))
+            sumprod.sample(f"z{i}", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+        sumprod.factor("f", torch.tensor(value))
 
     with (
         sumprod.validation_enabled(False),
@@ -227,7 +215,7 @@ def test_a_site_that_is_not_finite_is_named(sites: int, value: float, shown: str
 def test_only_the_culprit_among_stacked_sites_is_named() -> None:
     def model() -> None:
         for i in range(5):
-            sumprod.sample(f"x{i}", dist.Normal(0.0, 1.0), obs=number(math.nan if i == 3 else 0.0))
+            sumprod.sample(f"x{i}", dist.Normal(0.0, 1.0), obs=torch.tensor(math.nan if i == 3 else 0.0))
 
     with (
         sumprod.validation_enabled(False),
@@ -244,7 +232,7 @@ def test_only_the_culprit_among_stacked_sites_is_named() -> None:
 def test_minus_infinity_is_a_valid_density() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loss = Trace_ELBO().loss(lambda: sumprod.factor("f", number(-math.inf)), lambda: None)
+        loss = Trace_ELBO().loss(lambda: sumprod.factor("f", torch.tensor(-math.inf)), lambda: None)
     assert loss == math.inf
 
 

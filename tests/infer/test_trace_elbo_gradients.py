@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,25 +27,6 @@ from tests.programs.expectation import (
 AUXILIARY = {"is_auxiliary": True}
 
 
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(value)
-
-
 def assert_unbiased(case: Case, elbo: Any = None) -> None:
     loss, gradients = exact_gradient(case)
     actual_loss, actual = expected_gradient(sumprod, case, elbo or Trace_ELBO())
@@ -59,12 +40,12 @@ def nested_plates() -> Case:
     data = torch.tensor([[0.1, 1.2], [2.3, -0.3]], dtype=torch.float64)
 
     def model() -> None:
-        g = sumprod.sample("g", dist.Bernoulli(number(0.6)))
+        g = sumprod.sample("g", dist.Bernoulli(torch.tensor(0.6)))
         with sumprod.plate("rows", 2, dim=-2):
             a = sumprod.sample("a", dist.Bernoulli(0.2 + 0.5 * g))
             with sumprod.plate("columns", 2, dim=-1):
                 sumprod.sample("x", dist.Normal(g + 2.0 * a, 1.0), obs=data)
-        sumprod.sample("y", dist.Normal(a.sum(), 1.0), obs=number(1.0))
+        sumprod.sample("y", dist.Normal(a.sum(), 1.0), obs=torch.tensor(1.0))
 
     def guide() -> None:
         g = sumprod.sample("g", dist.Bernoulli(logits=sumprod.param("qg")))
@@ -77,11 +58,10 @@ def nested_plates() -> Case:
 
     def elbo(p: Values, v: Values) -> Tensor:
         g, a = v["g"], v["a"]
-        joint = dist.Bernoulli(number(0.6)).log_prob(g) + dist.Bernoulli(0.2 + 0.5 * g).log_prob(a).sum()
-        likelihood = dist.Normal(g + 2.0 * a, 1.0).log_prob(data).sum() + dist.Normal(a.sum(), 1.0).log_prob(
-            number(1.0)
-        )
-        return joint + likelihood - log_q(p, v)
+        coins = dist.Bernoulli(0.6).log_prob(g) + dist.Bernoulli(0.2 + 0.5 * g).log_prob(a).sum()
+        seen = dist.Normal(g + 2.0 * a, 1.0).log_prob(data).sum()
+        total = dist.Normal(a.sum(), 1.0).log_prob(torch.tensor(1.0))
+        return coins + seen + total - log_q(p, v)
 
     params = {"qg": 0.3, "qa": [0.1, -0.2]}
     return Case(
@@ -94,7 +74,7 @@ def auxiliary_in_a_plate() -> Case:
 
     def model() -> None:
         with sumprod.plate("rows", 2):
-            z = sumprod.sample("z", dist.Bernoulli(number(0.3)))
+            z = sumprod.sample("z", dist.Bernoulli(torch.tensor(0.3)))
             sumprod.sample("x", dist.Normal(2.0 * z, 1.0), obs=torch.tensor([1.5, -0.2]))
 
     def guide() -> None:
@@ -108,7 +88,7 @@ def auxiliary_in_a_plate() -> Case:
 
     def elbo(p: Values, v: Values) -> Tensor:
         likelihood = dist.Normal(2.0 * v["z"], 1.0).log_prob(torch.tensor([1.5, -0.2]))
-        return (dist.Bernoulli(number(0.3)).log_prob(v["z"]) + likelihood).sum() - log_q(p, v)
+        return (dist.Bernoulli(torch.tensor(0.3)).log_prob(v["z"]) + likelihood).sum() - log_q(p, v)
 
     params = {"qa": [1.5, 0.1], "qz": [-0.4, 0.6]}
     support = {"a": all_bits(2), "z": all_bits(2)}
@@ -136,9 +116,9 @@ def test_auxiliary_site_that_nothing_depends_on_has_the_gradient_of_its_entropy(
     q, total = 0.7, 0.0
     for value in (0.0, 1.0):
         sumprod.clear_param_store()
-        sumprod.param("q", number(q), constraint=constraints.unit_interval)
+        sumprod.param("q", torch.tensor(q), constraint=constraints.unit_interval)
         fixed = handlers.trace(guide).get_trace()
-        fixed.nodes["a"]["value"] = number(value)
+        fixed.nodes["a"]["value"] = torch.tensor(value)
         Trace_ELBO().loss_and_grads(model, handlers.replay(guide, trace=fixed))
         weight = q if value else 1 - q
         total += weight * sumprod.param("q").unconstrained().grad.item()
@@ -164,7 +144,7 @@ def test_score_and_entropy_parts_of_one_site_both_contribute() -> None:
                 return dist.score_parts.ScoreParts(density.log_prob(x), score, density.log_prob(x))
 
         def model() -> None:
-            pyro.sample("z", dist.Normal(number(0.0), number(1.0)))
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), torch.tensor(1.0)))
 
         def guide() -> None:
             pyro.sample("z", Partly(pyro.param("loc"), pyro.param("log_scale").exp()))
@@ -222,9 +202,12 @@ def test_mean_gradients_of_drawn_particles(vectorize: bool) -> None:
             sumprod.sample("x", dist.Normal(m, 2.0), obs=data[i])
 
     def guide() -> None:
-        a = sumprod.sample("a", dist.Bernoulli(logits=sumprod.param("qa", number(0.5))), infer=AUXILIARY)
-        c = sumprod.sample("c", dist.Bernoulli(logits=sumprod.param("qc", number(0.2)) + a))
-        loc, scale = sumprod.param("loc", number(0.1)), sumprod.param("log_scale", number(-0.5)).exp()
+        a = sumprod.sample(
+            "a", dist.Bernoulli(logits=sumprod.param("qa", torch.tensor(0.5))), infer=AUXILIARY
+        )
+        c = sumprod.sample("c", dist.Bernoulli(logits=sumprod.param("qc", torch.tensor(0.2)) + a))
+        loc = sumprod.param("loc", torch.tensor(0.1))
+        scale = sumprod.param("log_scale", torch.tensor(-0.5)).exp()
         sumprod.sample("m", dist.Normal(loc + 0.5 * c, scale))
 
     guide()
@@ -234,12 +217,12 @@ def test_mean_gradients_of_drawn_particles(vectorize: bool) -> None:
     for a in (0.0, 1.0):
         for c in (0.0, 1.0):
             qa, qc = dist.Bernoulli(logits=params["qa"]), dist.Bernoulli(logits=params["qc"] + a)
-            log_q = qa.log_prob(number(a).double()) + qc.log_prob(number(c).double())
+            log_q = qa.log_prob(torch.tensor(a).double()) + qc.log_prob(torch.tensor(c).double())
             loc, scale = params["loc"] + 0.5 * c, params["log_scale"].exp()
-            q, prior = dist.Normal(loc, scale), dist.Normal(number(c).double(), 1.0)
+            q, prior = dist.Normal(loc, scale), dist.Normal(torch.tensor(c).double(), 1.0)
             likelihood = dist.Normal(loc, 2.0).log_prob(data).sum() - 4 * scale**2 / (2 * 2.0**2)
             inner = likelihood - torch.distributions.kl_divergence(q, prior)
-            inner = inner + dist.Bernoulli(0.3).log_prob(number(c)) - log_q
+            inner = inner + dist.Bernoulli(0.3).log_prob(torch.tensor(c)) - log_q
             loss = loss - log_q.exp() * inner
     exact = torch.stack(torch.autograd.grad(loss, list(params.values())))
     torch.manual_seed(11)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,13 +16,6 @@ from sumprod import handlers
 from sumprod.infer import Trace_ELBO, TraceMeanField_ELBO
 
 AUXILIARY = {"is_auxiliary": True}
-
-
-@pytest.fixture(autouse=True)
-def store() -> Iterator[None]:
-    sumprod.clear_param_store()
-    yield
-    sumprod.clear_param_store()
 
 
 def loss(model: Any, guide: Any) -> float:

@@ -17,11 +17,6 @@ from sumprod.infer.abstract_infer import TracePosterior
 from tests.infer.posterior_cases import FromRuns, Pair, counted, rich_model
 
 
-@pytest.fixture(autouse=True)
-def _no_parameters() -> None:
-    sumprod.clear_param_store()
-
-
 def tensors_of(item: Any) -> list[Tensor]:
     """All tensors inside a site."""
     if isinstance(item, Tensor):

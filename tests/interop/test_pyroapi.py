@@ -5,14 +5,12 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 import sumprod
 from sumprod import generic
-from sumprod.params import PARAM_STORE
 
 pyroapi = pytest.importorskip("pyroapi")
 
@@ -20,12 +18,6 @@ import pyroapi.testing as pyroapi_testing  # noqa: E402
 import pyroapi.tests.test_svi as pyroapi_programs  # noqa: E402
 
 import sumprod.interop.pyroapi  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def empty_store() -> Iterator[None]:
-    with PARAM_STORE.scope():
-        yield
 
 
 def fit(api: object) -> float:

@@ -348,5 +348,16 @@ def impossible_at(step: int, *, steps: int = 6, dtype: torch.dtype = torch.float
     return replace(case, emission=emission)
 
 
+def forced_path(gap: float, dtype: torch.dtype = torch.float32) -> Case:
+    """Two sequences that can only move 0 -> 1 -> 2 -> 3 -> 4; the first pays `gap` at every step for it."""
+    states = 5
+    transition = torch.full((states, states), -INF, dtype=dtype)
+    transition[torch.arange(4), torch.arange(1, 5)] = -3.0
+    initial = torch.tensor([0.0, *[-INF] * 4], dtype=dtype)
+    emission = torch.zeros(2, states, states, dtype=dtype)
+    emission[0].fill_diagonal_(-gap)
+    return Case(initial, transition, emission)
+
+
 def indices(batch: tuple[int, ...] | torch.Size) -> list[tuple[int, ...]]:
     return list(itertools.product(*(range(size) for size in batch)))

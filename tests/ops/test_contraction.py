@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sumprod.ops._plan import NotTreeStructured, make_plan
-from sumprod.ops.contraction import contract, number_of_uniforms, sample
+from sumprod.ops.contraction import contract, draw, number_of_uniforms, sample
 from tests.oracles.plated import log_total, slices, variable_plates
 from tests.planner.graphs import PLATES, graphs, tables_for
 
@@ -319,3 +319,24 @@ def test_second_derivative_with_a_component_of_constants() -> None:
         return torch.stack([value for _, value in contract([x, b], ["a", "b"])]).sum()
 
     assert torch.autograd.gradgradcheck(total, (a,))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+def test_a_draw_comes_with_its_totals(dtype):
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in [(3,), (3, 2, 4), (5,)]]
+    arguments = tensors, ["a", "abp", "c"], "p"
+    uniforms = torch.rand(6, dtype=torch.float64, generator=generator)
+    totals, values = draw(*arguments, uniforms=uniforms)
+    for (dims, total), (expected_dims, expected) in zip(totals, contract(*arguments), strict=True):
+        assert dims == expected_dims == ()
+        assert total.dtype == dtype
+        torch.testing.assert_close(total, expected)
+    same = sample(*arguments, uniforms=uniforms)
+    assert {name: plates for name, (plates, _) in values.items()} == {"a": (), "b": ("p",), "c": ()}
+    assert all(torch.equal(values[name][1], same[name][1]) for name in "abc")
+    best = draw(*arguments, maximise=True)
+    a, b, c = (best.values[name][1] for name in "abc")
+    score = tensors[0][a] + tensors[1][a, b, torch.arange(4)].sum()
+    torch.testing.assert_close(best.totals[0][1], score.to(dtype))
+    torch.testing.assert_close(best.totals[1][1], tensors[2][c])

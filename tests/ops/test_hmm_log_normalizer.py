@@ -19,6 +19,7 @@ from tests.ops.hmm_cases import (
     Spec,
     assert_log_close,
     build,
+    forced_path,
     impossible_at,
     many_states,
     near_underflow,
@@ -145,14 +146,7 @@ def test_nan_and_plus_infinity_stay_in_their_sequence(part: str, value: float, s
 @pytest.mark.parametrize("gap", [1e4, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_forced_path_through_large_gaps(gap: float, dtype: torch.dtype) -> None:
-    # The chain can only move 0 -> 1 -> 2 -> ..., and the emissions favour other states by `gap`.
-    states, steps = 5, 5
-    transition = torch.full((states, states), -INF, dtype=dtype)
-    transition[torch.arange(4), torch.arange(1, 5)] = -3.0
-    initial = torch.tensor([0.0, *[-INF] * 4], dtype=dtype)
-    emission = torch.zeros(2, steps, states, dtype=dtype)
-    emission[0, torch.arange(steps), torch.arange(steps)] = -gap
-    actual = ops.hmm_log_normalizer(initial, transition, emission)
+    actual = log_normalizer(forced_path(gap, dtype))
     assert actual.tolist() == pytest.approx([-5 * gap - 12, -12.0], rel=1e-6)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 
 from sumprod import ops
 from tests.ops.checks import gradients
-from tests.ops.hmm_cases import INF, Case, Spec, build, impossible_at, specs
+from tests.ops.hmm_cases import INF, Case, Spec, build, forced_path, impossible_at, specs
 from tests.ops.posterior_contract import PosteriorContract
 from tests.oracles import recursion
 from tests.oracles.model import Floats, Model
@@ -70,15 +70,8 @@ def test_unlikely_states_keep_their_log_probability(dtype: torch.dtype) -> None:
 
 
 def test_forced_path_has_probability_one_whatever_the_gaps() -> None:
-    states = 5
-    transition = torch.full((states, states), -INF)
-    transition[torch.arange(4), torch.arange(1, 5)] = -3.0
-    initial = torch.tensor([0.0, *[-INF] * 4])
-    emission = torch.zeros(1, states, states)
-    emission[0, torch.arange(states), torch.arange(states)] = -1e4
-    actual = ops.hmm_marginals(initial, transition, emission)
-    expected = torch.full((states, states), -INF).fill_diagonal_(0.0)
-    assert torch.equal(actual[0], expected)
+    actual = ops.hmm_marginals(*forced_path(1e4).args)
+    assert torch.equal(actual, torch.full((5, 5), -INF).fill_diagonal_(0.0).expand(2, 5, 5))
 
 
 def test_nan_spoils_every_real_step_but_not_the_padding() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import sumprod
 from sumprod import ops
+from tests.goodness_of_fit import FAILURE_RATE, chi_square
 from tests.ops.checks import check_compiled, uniforms_for
 from tests.ops.hmm_cases import (
     INF,
@@ -28,27 +29,11 @@ from tests.ops.hmm_cases import (
     specs,
 )
 from tests.oracles import enumeration, recursion
-from tests.oracles.model import Floats, Model
-
-# Every seed is fixed, so a test passes always or never; a correct sampler would be rejected by a newly
-# chosen seed with this probability per test of a distribution.
-FAILURE_RATE = 1e-4
+from tests.oracles.model import Model
 
 
 def draw(case: Case, uniforms: Tensor) -> Tensor:
     return ops.hmm_sample(*case.args, lengths=case.lengths, num_samples=len(uniforms), uniforms=uniforms)
-
-
-def chi_square(observed: Floats, probabilities: Floats) -> float:
-    """p-value of the counts; cells that expect fewer than 5 are merged; impossible cells must be empty."""
-    assert (observed[probabilities == 0] == 0).all(), "drew an impossible path"
-    expected = probabilities * observed.sum()
-    rare = expected < 5
-    counts = np.append(observed[~rare], observed[rare].sum())
-    wanted = np.append(expected[~rare], expected[rare].sum())
-    keep = wanted > 0
-    assert keep.sum() > 1, "nothing to test"
-    return float(stats.chisquare(counts[keep], wanted[keep] * (counts.sum() / wanted[keep].sum())).pvalue)
 
 
 def path_p_value(model: Model, draws: Tensor) -> float:

@@ -22,6 +22,7 @@ from tests.ops.hmm_cases import (
     Spec,
     assert_log_close,
     build,
+    forced_path,
     impossible_at,
     indices,
     many_states,
@@ -199,15 +200,9 @@ def test_padding_is_never_read() -> None:
 
 
 def test_forced_path_through_large_gaps() -> None:
-    states = 5
-    transition = torch.full((states, states), -INF)
-    transition[torch.arange(4), torch.arange(1, 5)] = -3.0
-    initial = torch.tensor([0.0, *[-INF] * 4])
-    emission = torch.zeros(1, states, states)
-    emission[0, torch.arange(states), torch.arange(states)] = -1e4
-    path, actual = ops.hmm_viterbi(initial, transition, emission)
-    assert path.tolist() == [[0, 1, 2, 3, 4]]
-    assert actual.item() == pytest.approx(-50_012, rel=1e-6)
+    path, actual = ops.hmm_viterbi(*forced_path(1e4).args)
+    assert path.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert actual.tolist() == pytest.approx([-50_012, -12], rel=1e-6)
 
 
 def one_hot_counts(case: Case) -> tuple[Tensor, Tensor, Tensor]:

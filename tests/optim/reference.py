@@ -1,4 +1,4 @@
-"""One torch optimiser per parameter, which is what `PyroOptim` must equal."""
+"""What optimisers must equal: one torch optimiser per parameter, and equations for one number at a time."""
 
 from __future__ import annotations
 
@@ -75,3 +75,25 @@ def run(
             scale = copy.detach().abs().clamp(min=1.0) * torch.finfo(dtype).eps
             worst = max(worst, ((leaf - copy.detach()).abs() / scale).max().item())
     return worst
+
+
+def assert_equations(
+    make: Callable[..., Any],
+    by_hand: Callable[..., float],
+    options: dict[str, Any],
+    generator: torch.Generator,
+) -> None:
+    """25 steps equal `by_hand(start, gradients, **options)` at each number; gradients are only read."""
+    start = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    grads = torch.randn(25, 2, 3, generator=generator, dtype=torch.float64) * 3
+    leaf = start.clone().requires_grad_()
+    optimizer = make([leaf], **options)
+    for grad in grads:
+        leaf.grad = grad.clone()
+        optimizer.step()
+        assert leaf.grad.equal(grad)
+    expected = [
+        by_hand(value, column.tolist(), **options)
+        for value, column in zip(start.flatten().tolist(), grads.flatten(1).unbind(1), strict=True)
+    ]
+    torch.testing.assert_close(leaf.detach().flatten(), torch.tensor(expected, dtype=torch.float64))

@@ -10,7 +10,7 @@ import torch
 
 import sumprod.optim
 from sumprod.optim.adagrad_rmsprop import AdagradRMSProp
-from tests.optim.reference import Reference, run
+from tests.optim.reference import Reference, assert_equations, run
 
 OPTIONS: list[dict[str, Any]] = [{}, {"eta": 0.3, "t": 0.7, "delta": 0.1}, {"t": 1.0}]
 
@@ -27,19 +27,7 @@ def by_hand(
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_equations(options: dict[str, Any], generator: torch.Generator) -> None:
-    start = torch.randn(2, 3, generator=generator, dtype=torch.float64)
-    grads = torch.randn(25, 2, 3, generator=generator, dtype=torch.float64) * 3
-    leaf = start.clone().requires_grad_()
-    optimizer = AdagradRMSProp([leaf], **options)
-    for grad in grads:
-        leaf.grad = grad.clone()
-        optimizer.step()
-        assert leaf.grad.equal(grad)
-    expected = [
-        by_hand(value, column.tolist(), **options)
-        for value, column in zip(start.flatten().tolist(), grads.flatten(1).unbind(1), strict=True)
-    ]
-    torch.testing.assert_close(leaf.detach().flatten(), torch.tensor(expected, dtype=torch.float64))
+    assert_equations(AdagradRMSProp, by_hand, options, generator)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ CASES: list[tuple[str, tuple[Any, ...]]] = [
     ("ExponentialLR", ({**SGD, "gamma": 0.9},)),
     ("OneCycleLR", ({**SGD, "max_lr": 0.2, "total_steps": 60}, {"clip_norm": 0.5})),
 ]
-
-
-@pytest.fixture(autouse=True)
-def empty_pyro() -> Iterator[None]:
-    with pyro.get_param_store().scope():
-        yield
 
 
 def stores(generator: torch.Generator) -> tuple[Any, Any]:

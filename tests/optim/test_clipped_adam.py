@@ -10,7 +10,7 @@ import torch
 
 import sumprod.optim
 from sumprod.optim.clipped_adam import ClippedAdam
-from tests.optim.reference import Reference, parameter, run
+from tests.optim.reference import Reference, assert_equations, parameter, run
 
 
 def by_hand(
@@ -46,19 +46,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_trap_45_clipped_adam_clamps_elements(options: dict[str, Any], generator: torch.Generator) -> None:
-    start = torch.randn(2, 3, generator=generator, dtype=torch.float64)
-    grads = torch.randn(25, 2, 3, generator=generator, dtype=torch.float64) * 3
-    leaf = start.clone().requires_grad_()
-    optimizer = ClippedAdam([leaf], **options)
-    for grad in grads:
-        leaf.grad = grad.clone()
-        optimizer.step()
-        assert leaf.grad.equal(grad)  # the caller's gradient is only read
-    expected = [
-        by_hand(value, column.tolist(), **options)
-        for value, column in zip(start.flatten().tolist(), grads.flatten(1).unbind(1), strict=True)
-    ]
-    torch.testing.assert_close(leaf.detach().flatten(), torch.tensor(expected, dtype=torch.float64))
+    assert_equations(ClippedAdam, by_hand, options, generator)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -130,6 +130,20 @@ def test_table():
     ]
 
 
+def test_long_plans_are_shown_in_part():
+    plan = make_plan([(i, i + 1) for i in range(500)], dict.fromkeys(range(501), 2))
+    lines = repr(plan).splitlines()
+    assert len(lines) == 2 + 40 + 1 + 1
+    assert lines[22] == "... 460 more steps: see table()"
+    assert len(plan.table().splitlines()) == 2 + 500 + 1
+
+
+def test_work_of_the_steps_adds_up():
+    chain = [(0,), *((i, i + 1) for i in range(30)), *((i, "p") for i in range(31))]
+    plan = make_plan(chain, {**dict.fromkeys(range(31), 3), "p": 7}, "p")
+    assert sum(map(plan.work, plan.steps)) == plan.flops
+
+
 # ---- cost
 
 

@@ -41,7 +41,21 @@ def _relaxed(value: Tensor) -> Tensor:
     return soft
 
 
-class RelaxedBernoulliStraightThrough(RelaxedBernoulli):
+class _StraightThroughDraws(torch.distributions.Distribution):
+    """Draws that remember the relaxed value behind them."""
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """A draw without a gradient."""
+        with torch.no_grad():
+            return self.rsample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of the relaxed value behind a draw."""
+        result: Tensor = super().log_prob(_relaxed(value))
+        return result
+
+
+class RelaxedBernoulliStraightThrough(_StraightThroughDraws, RelaxedBernoulli):
     """Zeros and ones with the gradient of a relaxed Bernoulli.
 
     Args:
@@ -68,18 +82,8 @@ class RelaxedBernoulliStraightThrough(RelaxedBernoulli):
         soft = super().rsample(torch.Size(sample_shape))
         return _quantized(soft, soft.detach().round())
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """The same without a gradient."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of the relaxed value behind a draw."""
-        result: Tensor = super().log_prob(_relaxed(value))  # type: ignore[no-untyped-call]
-        return result
-
-
-class RelaxedOneHotCategoricalStraightThrough(RelaxedOneHotCategorical):
+class RelaxedOneHotCategoricalStraightThrough(_StraightThroughDraws, RelaxedOneHotCategorical):
     """One-hot vectors with the gradient of a relaxed (Gumbel-softmax) categorical.
 
     Args:
@@ -104,13 +108,3 @@ class RelaxedOneHotCategoricalStraightThrough(RelaxedOneHotCategorical):
         soft = super().rsample(torch.Size(sample_shape))
         largest = soft.detach().argmax(-1, keepdim=True)
         return _quantized(soft, torch.zeros_like(soft).scatter(-1, largest, 1.0))
-
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """The same without a gradient."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of the relaxed vector behind a draw."""
-        result: Tensor = super().log_prob(_relaxed(value))  # type: ignore[no-untyped-call]
-        return result

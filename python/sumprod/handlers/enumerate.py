@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
 
-from sumprod._enum_allocator import enum_allocator
+from sumprod._enum_allocator import Iteration, enum_allocator
 from sumprod.distributions._support import is_whole_support, mark_as_support
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
+from sumprod.handlers._scope_check import ScopeCheck, Sight, check_dependence, scope_check
 from sumprod.handlers.messenger import Messenger, make_handler
+from sumprod.runtime import NonlocalExit
 
 # Ends of so many chains stay visible to sites after them; a bound on the number of dims in use.
 MAX_CHAIN_ENDS = 8
+# From so many variables outside chains on, those inside sequential plates share dims between iterations.
+MANY = 40
 
 
 class _Seen(NamedTuple):
     """What is kept of a site for those after it."""
 
     dims: dict[int, int]  # along which its value really varies -> id of the variable
-    counters: dict[str, int]  # of the sequential plates around it
+    iteration: Iteration  # of the sequential plates around it
 
 
 class EnumMessenger(Messenger):
@@ -69,7 +74,17 @@ class EnumMessenger(Messenger):
             first_available_dim = int(first_available_dim)
         self.first_available_dim = first_available_dim
         self._replayed: Container[str] = ()  # sites that get their values from elsewhere
+        self._checked = False  # whether calls look for dependences on variables out of sight
+        self._check: ScopeCheck | None = None
+        self._spread: int | None = None  # number of the run, if its dims are spread
         self._reset()
+
+    def _call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        if self._checked and self._check is None:
+            # Once: when a guide is run branch by branch, a branch goes on with values of earlier ones.
+            self._check = scope_check(fn, args, kwargs)
+            self._spread = self._check.begin()
+        return super()._call(fn, *args, **kwargs)
 
     def __enter__(self) -> Any:
         allocator = enum_allocator()
@@ -80,7 +95,18 @@ class EnumMessenger(Messenger):
         self._reset()
         return super().__enter__()
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if self._check is not None:
+            if kind is None:
+                self._check.end(self._new, self._spread is not None)
+            elif not issubclass(kind, NonlocalExit):
+                self._check.fail()
+        return super().__exit__(kind, error, traceback)
+
     def _reset(self) -> None:
+        self._new: list[Sight] = []  # what `_check` does not know yet
         self._upstream: dict[str, dict[int, int]] = {}
         self._depths: dict[str, int] = {}  # in how many chains a site is
         self._seen: dict[str, _Seen] = {}
@@ -90,10 +116,11 @@ class EnumMessenger(Messenger):
     # ---- what a site may depend on
 
     def _visible_dims(self, msg: Any) -> dict[int, int]:
-        visible = dict(enum_allocator().dim_to_id)
+        iteration = _iteration(msg)
+        visible = enum_allocator().visible(iteration)
         for name in self._ends:
             seen = self._seen[name]
-            if seen.dims and not _independent(seen.counters, msg):
+            if seen.dims and not (iteration and _differ(seen.iteration, iteration)):
                 visible.update(seen.dims)
         for name, count in msg["infer"].get("_markov_scope", {}).items():
             # A different count: the site is in an inner chain that has been left.
@@ -107,8 +134,8 @@ class EnumMessenger(Messenger):
         for name in last:
             self._levels[name] = depth - 1
         if depth == 1 and last:
-            counters = self._seen[last[-1]].counters
-            kept = [name for name in self._ends if not _differ(self._seen[name].counters, counters)]
+            iteration = self._seen[last[-1]].iteration
+            kept = [name for name in self._ends if not _differ(self._seen[name].iteration, iteration)]
             self._ends = (kept + last)[-MAX_CHAIN_ENDS:]
 
     # ---- messages
@@ -120,6 +147,10 @@ class EnumMessenger(Messenger):
         infer = msg["infer"]
         upstream = self._upstream[name] = self._visible_dims(msg)
         self._depths[name] = infer.get("_markov_depth", 0)
+        if self._check is not None:
+            sight = name, tuple(upstream.values())
+            if not self._check.is_known(sight):
+                self._new.append(sight)
         if (
             infer.get("enumerate") != "parallel"
             or msg["done"]
@@ -140,8 +171,11 @@ class EnumMessenger(Messenger):
         for other in infer.get("_markov_kept", ()):
             if other in self._seen:
                 taken.update(self._seen[other].dims)
-        dim, number = enum_allocator().allocate(taken, "_markov_depth" not in infer)
+        allocator = enum_allocator()
+        dim, number = allocator.allocate(name, taken, self._spread)
         _check_free(msg, dim)
+        if "_markov_depth" not in infer:
+            allocator.keep(dim, number, _iteration(msg) if len(allocator.dim_to_id) >= MANY else ())
         if count is None:
             expand = bool(infer.get("expand"))
             values = _move_support(fn.enumerate_support(expand=expand), dim, fn)
@@ -167,23 +201,22 @@ class EnumMessenger(Messenger):
             for dim, number in dim_to_id.items():
                 if rank >= -dim and shape[dim - event_dim] > 1:
                     dims[dim] = number
-        self._seen[msg["name"]] = _Seen(dims, _counters(msg))
+        if self._spread is not None:
+            check_dependence(msg, dim_to_id, enum_allocator().owners)
+        self._seen[msg["name"]] = _Seen(dims, _iteration(msg))
         depth = self._depths.get(msg["name"], 0)
         if depth:
             self._levels[msg["name"]] = depth
 
 
-def _counters(msg: Any) -> dict[str, int]:
-    return {frame.name: frame.counter for frame in msg["cond_indep_stack"] if frame.dim is None}
+def _iteration(msg: Any) -> Iteration:
+    return tuple((frame.name, frame.counter) for frame in msg["cond_indep_stack"] if frame.dim is None)
 
 
-def _differ(counters: dict[str, int], others: dict[str, int]) -> bool:
+def _differ(one: Iteration, other: Iteration) -> bool:
     """Whether two sites are in different iterations of one sequential plate."""
-    return any(others.get(name, counter) != counter for name, counter in counters.items())
-
-
-def _independent(counters: dict[str, int], msg: Any) -> bool:
-    return bool(counters) and _differ(counters, _counters(msg))
+    counters = dict(other)
+    return any(counters.get(name, counter) != counter for name, counter in one)
 
 
 def _check_free(msg: Any, dim: int) -> None:

@@ -15,7 +15,7 @@ from sumprod._numeric import warn_if_inf, warn_if_nan
 from sumprod.distributions.score_parts import ScoreParts
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
 from sumprod.distributions.util import scale_and_mask
-from sumprod.errors import add_detail
+from sumprod.errors import add_detail, describe_plates
 from sumprod.handlers.shapes import shape_table
 from sumprod.ops import packed
 
@@ -211,8 +211,7 @@ class Trace:
         name = site["name"]
         error.site = name  # type: ignore[attr-defined]
         error.plates = site["cond_indep_stack"]  # type: ignore[attr-defined]
-        where = "".join(f" in plate '{frame.name}'" for frame in site["cond_indep_stack"])
-        head = f"Error while computing {what} at site '{name}'{where}:"
+        head = f"Error while computing {what} at site '{name}'{describe_plates(site['cond_indep_stack'])}:"
         if len(error.args) == 1 and isinstance(error.args[0], str):
             error.args = (f"{head}\n{error.args[0]}",)
         else:

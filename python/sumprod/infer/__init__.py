@@ -19,9 +19,10 @@ from sumprod.infer.abstract_infer import (
     TracePosterior,
     TracePredictive,
 )
-from sumprod.infer.discrete import infer_discrete
+from sumprod.infer.discrete import TraceEnumSample_ELBO, infer_discrete
 from sumprod.infer.elbo import ELBO, ELBOModule
 from sumprod.infer.enum import config_enumerate, get_importance_trace
+from sumprod.infer.explain import explain
 from sumprod.infer.importance import Importance, psis_diagnostic, vectorized_importance_weights
 from sumprod.infer.predictive import MHResampler, Predictive, WeighedPredictive
 from sumprod.infer.renyi_elbo import RenyiELBO
@@ -50,6 +51,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "SMCFilter",
     "SavedPosterior",
+    "TraceEnumSample_ELBO",
     "TraceEnum_ELBO",
     "TraceMeanField_ELBO",
     "TracePosterior",
@@ -62,6 +64,7 @@ __all__ = [
     "autoguide",
     "config_enumerate",
     "enable_validation",
+    "explain",
     "get_importance_trace",
     "infer_discrete",
     "is_validation_enabled",

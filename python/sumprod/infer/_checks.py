@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import Any
 
 from sumprod.distributions.unit import Unit
-from sumprod.errors import add_detail
+from sumprod.errors import add_detail, describe_plates
 from sumprod.handlers.util import site_is_factor, site_is_subsample
 
 __all__ = [
@@ -56,17 +56,6 @@ def _is_latent(site: Any) -> bool:
 
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
-
-
-def describe_plates(stack: Iterable[Any]) -> str:
-    """Text that follows a site's name: the plates it is in, outermost first; empty without plates."""
-    frames = [
-        f"'{frame.name}' ("
-        + (f"step {frame.counter}" if frame.dim is None else f"dim={frame.dim}, size={frame.size}")
-        + ")"
-        for frame in stack
-    ]
-    return f" in plate {', '.join(frames)}" if frames else ""
 
 
 def _error(site: Any, text: str) -> ValueError:

@@ -48,7 +48,7 @@ def expectation(factors: Sequence[Factor], costs: Iterable[Term]) -> Tensor | fl
     plain: dict[Any, list[Tensor]] = {}
     cache: dict[Any, tuple[Names, Tensor] | None] = {}
     for cost in costs:
-        key = (cost.ordinal, frozenset(cost.dims))
+        key = (cost.ordinal, cost.reach, frozenset(cost.dims))
         if key not in cache:
             cache[key] = _weight(factors, cost)
         weight = cache[key]
@@ -82,7 +82,7 @@ def _weighted_sum(cost: Term, weight: tuple[Names, Tensor] | None, log_denom: fl
 def _weight(factors: Sequence[Factor], cost: Term) -> tuple[Names, Tensor] | None:
     """The log of the weight of each entry of a cost; None: no factor has a say."""
     relevant = [factor for factor in factors if factor.ordinal <= cost.ordinal]
-    relevant = _prune(relevant, set(cost.dims))
+    relevant = _prune(relevant, set(cost.dims)) + _from_inside(factors, cost)
     if not relevant:
         return None
     plates = cost.ordinal
@@ -109,6 +109,18 @@ def _weight(factors: Sequence[Factor], cost: Term) -> tuple[Names, Tensor] | Non
     results = contract(tensors, dims, plates=common, kept=kept)
     order = tuple(dict.fromkeys(name for found, _ in results for name in found))
     return order, sum((align(value, found, order) for found, value in results), torch.zeros(()))
+
+
+def _from_inside(factors: Sequence[Factor], cost: Term) -> list[Factor]:
+    """Scores of sampled sites in plates that a cost has been multiplied along, summed along these."""
+    reach, found = cost.reach or frozenset(), []
+    for factor in factors:
+        sampled = factor.ordinal.issuperset(factor.dims) and not factor.log_denom
+        if sampled and factor.ordinal <= reach and not factor.ordinal <= cost.ordinal:
+            left = tuple(name for name in factor.dims if name in cost.ordinal)
+            inner = [i for i, name in enumerate(factor.dims) if name not in left]
+            found.append(Factor(cost.ordinal, left, factor.log_prob.sum(inner) if inner else factor.log_prob))
+    return found
 
 
 def _prune(factors: list[Factor], wanted: set[Hashable]) -> list[Factor]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._enum_sites import Names, Term, align, ordinal_of, site_term, variable_of
-from sumprod.infer.util import torch_item
-from sumprod.ops.contraction import contract
+from sumprod.infer.util import has_default_score_parts, torch_item
 
-__all__ = ["eliminate", "is_one", "scaled", "shared_scale"]
+__all__ = ["Contraction", "contractions", "eliminate", "is_one", "scaled", "shared_scale"]
 
 
 def is_one(scale: Any) -> bool:
@@ -64,46 +63,90 @@ def shared_scale(graph: FactorGraph) -> Any:
     return scale.reshape(()) if isinstance(scale, Tensor) else scale
 
 
+class Contraction(NamedTuple):
+    """Terms of a graph that are contracted in one call."""
+
+    members: list[int]  # their positions
+    dims: list[Names]
+    plates: list[Hashable]
+    outer: Names = ()  # variables of the guide: each assignment of those is a slice, as in a plate around all
+    common: frozenset[Hashable] = frozenset()  # plates that all are in
+    reach: frozenset[Hashable] | None = None  # plates that any is in; None: these are several components
+
+
+def contractions(graph: FactorGraph, guide_trace: Trace) -> list[Contraction]:
+    """How the model's variables are summed out: all at once, or by component beside the guide's sites.
+
+    Raises:
+        ValueError: a variable of the model is outside of a plate that one of the guide is in.
+    """
+    terms = graph.terms
+    sites = [
+        site for site in guide_trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]
+    ]
+    owners = {variable_of(site): site for site in sites}
+    beside = any(name in owners for term in terms for name in term.dims)
+    ordinals = {term.ordinal for term in terms}
+    if not beside and (len(ordinals) == 1 or not any(map(_weights_costs, sites))):
+        everything = list(range(len(terms)))
+        common = ordinals.pop() if len(ordinals) == 1 else frozenset()
+        return [Contraction(everything, [term.dims for term in terms], list(graph.plates), common=common)]
+    found = []
+    for members in graph.components():
+        own = [terms[i].ordinal for i in members]
+        common, reach = frozenset.intersection(*own), frozenset().union(*own)
+        outer = tuple(dict.fromkeys(name for i in members for name in terms[i].dims if name in owners))
+        inside = [owners[name] for name in outer if not ordinal_of(owners[name]) <= common]
+        # Whether the terms depend on a value that is enumerated in a run of its own cannot be seen.
+        inside += [
+            site
+            for site in sites
+            if "_enum_total" in site["infer"] and ordinal_of(site) <= reach and not ordinal_of(site) <= common
+        ]
+        if inside:
+            raise _too_global(inside[0], common, [graph.sites[i]["name"] for i in members if terms[i].dims])
+        dims = [outer + tuple(name for name in terms[i].dims if name not in outer) for i in members]
+        found.append(Contraction(members, dims, [*graph.plates, *outer], outer, common, reach))
+    return found
+
+
+def _weights_costs(site: Any) -> bool:
+    """Whether a guide site is sampled with a score function, or enumerated run by run."""
+    fn = site["fn"]
+    return "_enum_total" in site["infer"] or not (fn.has_rsample and has_default_score_parts(fn))
+
+
+def _too_global(owner: Any, common: frozenset[Hashable], names: list[str]) -> ValueError:
+    hint = ""
+    if "_enum_total" in owner["infer"]:
+        hint = ". If none of these depends on it, mark it 'parallel' instead of 'sequential'"
+    return ValueError(
+        "Expected model enumeration to be no more global than guide enumeration, but site"
+        f" '{owner['name']}' is enumerated in the guide inside plates"
+        f" {sorted(map(str, ordinal_of(owner) - common))}, and the model's enumerated sites {names} are not"
+        f" all inside{hint}"
+    )
+
+
 def eliminate(graph: FactorGraph, guide_trace: Trace) -> list[Term]:
     """What is left of the factors when the model's variables are summed out, component by component."""
-    owners = {
-        variable_of(site): site
-        for site in guide_trace.nodes.values()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
-    if not any(name in owners for term in graph.terms for name in term.dims):
+    parts = contractions(graph, guide_trace)
+    if parts[0].reach is None:
         # In one call: what is left has no dims but plates.
-        return [Term(frozenset(dims), dims, total) for dims, total in graph.totals(keep_common_plates=True)]
-    left = []
-    for members in graph.components():
-        terms = [graph.terms[i] for i in members]
-        common = frozenset.intersection(*(term.ordinal for term in terms))
-        outer = tuple(dict.fromkeys(name for term in terms for name in term.dims if name in owners))
-        for name in outer:
-            owner = owners[name]
-            if not ordinal_of(owner) <= common:
-                raise ValueError(
-                    "Expected model enumeration to be no more global than guide enumeration, but site"
-                    f" '{owner['name']}' is enumerated in the guide inside plates"
-                    f" {sorted(map(str, ordinal_of(owner) - common))}, and the model's enumerated sites"
-                    f" {[graph.sites[i]['name'] for i in members if graph.terms[i].dims]} are not all inside"
-                )
-        left.append(_eliminate_beside(terms, outer, graph, common))
-    return left
+        common = parts[0].common
+        return [
+            Term(common.union(dims), dims, total) for dims, total in graph.totals(keep_common_plates=True)
+        ]
+    return [_eliminate_beside(part, graph) for part in parts]
 
 
-def _eliminate_beside(
-    terms: list[Term], outer: Names, graph: FactorGraph, common: frozenset[Hashable]
-) -> Term:
-    """The same for one component that depends on variables `outer` of the guide.
-
-    Each assignment of those is a slice of its own, as if they were plates around everything.
-    """
+def _eliminate_beside(part: Contraction, graph: FactorGraph) -> Term:
+    """One component, where each assignment of the guide's variables is a slice of its own."""
+    terms = [graph.terms[i] for i in part.members]
     sizes = {name: size for term in terms for name, size in zip(term.dims, term.tensor.shape, strict=True)}
-    tensors, dims = [], []
-    for term in terms:
-        order = outer + tuple(name for name in term.dims if name not in outer)
-        tensors.append(align(term.tensor, term.dims, order).expand([sizes[name] for name in order]))
-        dims.append(order)
-    [(found, total)] = contract(tensors, dims, [*graph.plates, *outer], keep_common_plates=True)
-    return Term(common, found, total)
+    tensors = [
+        align(term.tensor, term.dims, order).expand([sizes[name] for name in order])
+        for term, order in zip(terms, part.dims, strict=True)
+    ]
+    [(found, total)] = graph.contract(tensors, part.dims, part.plates, keep_common_plates=True)
+    return Term(part.common, found, total, part.reach)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Hashable
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sumprod.errors import SupportError
+from sumprod.errors import MemoryBudgetError, SupportError
 from sumprod.handlers.trace_struct import Trace
-from sumprod.infer._enum_logits import fill_logits
-from sumprod.infer._enum_sites import Term, align, site_density, site_term, variable_of
+from sumprod.infer._enum_groups import site_terms
+from sumprod.infer._enum_sites import Names, Term, align, variable_of
+from sumprod.ops._plan import NotTreeStructured, name_dims
 from sumprod.ops.contraction import contract, sample
 from sumprod.settings import state
 
@@ -40,12 +41,11 @@ class FactorGraph:
         """The graph of a trace whose plates are no deeper; sites in `known` have no variable of the graph."""
         graph = cls()
         samples = [site for site in trace.nodes.values() if site["type"] == "sample"]
-        fill_logits(samples)
         for site in samples:
             if site["name"] not in known:
                 graph.declare(site)
-        for site in samples:
-            term = site_term(site, site_density(trace, site, max_plate_nesting))
+        terms = site_terms(trace, samples, graph.variables, max_plate_nesting)
+        for site, term in zip(samples, terms, strict=True):
             if graph.concerns(term):
                 graph.add(site, term)
         return graph
@@ -89,12 +89,22 @@ class FactorGraph:
 
     def totals(self, keep_common_plates: bool = False) -> list[tuple[tuple[Hashable, ...], Tensor]]:
         """Per connected component: dims, and log of the sum over all assignments."""
-        return contract(
-            [term.tensor for term in self.terms],
-            [term.dims for term in self.terms],
-            self.plates,
-            keep_common_plates=keep_common_plates,
-        )
+        tensors, dims = [term.tensor for term in self.terms], [term.dims for term in self.terms]
+        return self.contract(tensors, dims, self.plates, keep_common_plates)
+
+    def contract(
+        self,
+        tensors: Sequence[Tensor],
+        dims: Sequence[Names],
+        plates: Iterable[Hashable],
+        keep_common_plates: bool,
+    ) -> list[tuple[tuple[Hashable, ...], Tensor]]:
+        """`ops.contraction.contract`, whose refusals call the graph's variables by their sites' names."""
+        try:
+            return contract(tensors, dims, plates, keep_common_plates=keep_common_plates)
+        except (NotTreeStructured, MemoryBudgetError) as error:
+            name_dims(error, {variable: site["name"] for variable, site in self.variables.items()})
+            raise
 
     def draw(self, maximise: bool) -> dict[str, Tensor]:
         """Values of the enumerated sites: a joint posterior draw, or the most probable assignment.
@@ -115,14 +125,10 @@ class FactorGraph:
                 maximise=maximise,
             )
             possible = self._possible() if any(impossible) else {}
-            values = {}
-            for variable, site in self.variables.items():
+            for variable, (dims, mask) in possible.items():
                 plates, index = found[variable]
-                if variable in possible:
-                    dims, mask = possible[variable]
-                    index = torch.where(align(mask, dims, plates), index, 0)
-                values[site["name"]] = _value_at(site, plates, index)
-        return values
+                found[variable] = plates, torch.where(align(mask, dims, plates), index, 0)
+            return {site["name"]: _value_at(site, found) for site in self.variables.values()}
 
     def _possible(self) -> dict[int, tuple[tuple[Hashable, ...], Tensor]]:
         """For each variable, where the evidence around it is possible."""
@@ -199,29 +205,35 @@ class FactorGraph:
         return not any(bool((total == -torch.inf).any()) for _, total in self.totals())
 
 
-def _value_at(site: Any, plates: tuple[Hashable, ...], index: Tensor) -> Tensor:
-    """Values of a site given indices into its support, with the plates at their dims."""
+def _value_at(site: Any, found: Mapping[Hashable, tuple[Names, Tensor]]) -> Tensor:
+    """The value of a site given indices into the variables' supports, with the plates at their dims."""
     frames: dict[Hashable, int] = {
         frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.dim is not None
     }
     rank = max((-dim for dim in frames.values()), default=0)
-    order = tuple(sorted(plates, key=lambda name: frames[name]))
-    shape = [1] * rank
-    for name, size in zip(order, align(index, plates, order).shape, strict=True):
-        shape[frames[name]] = size
-    index = align(index, plates, order).reshape(shape)
+
+    def placed(variable: Hashable) -> Tensor:
+        plates, index = found[variable]
+        order = tuple(sorted(plates, key=lambda name: frames[name]))
+        shape = [1] * rank
+        index = align(index, plates, order)
+        for name, size in zip(order, index.shape, strict=True):
+            shape[frames[name]] = size
+        return index.reshape(shape)
+
+    value: Tensor = site["value"]
     event = len(site["fn"]._event_shape)
-    dim = site["infer"]["_enumerate_dim"] - event
-    support: Tensor = site["value"].movedim(dim, 0)  # [K, *batch, *event]
-    batch = support.shape[1 : support.dim() - event]
-    if all(size == 1 for size in batch):
-        return support.reshape(support.shape[:1] + support.shape[support.dim() - event :])[index]
-    # Of the batch dims only plates matter: along others, expanded values repeat.
-    for _ in range(len(batch) - rank):
-        support = support[:, 0]
-    batch = support.shape[1 : support.dim() - event]
-    support = support.reshape((len(support),) + (1,) * (rank - len(batch)) + tuple(support.shape[1:]))
-    wide = index.reshape((1, *index.shape) + (1,) * event)
-    target = torch.broadcast_shapes(support.shape[1:], wide.shape[1:])
-    chosen = support.expand(len(support), *target).gather(0, wide.expand(1, *target))
-    return chosen.squeeze(0)
+    ids, own = site["infer"]["_dim_to_id"], site["infer"]["_enumerate_dim"]
+    batch = value.shape[: value.dim() - event]
+    if sum(size > 1 for size in batch) == 1:
+        return value.reshape((batch[own], *value.shape[len(batch) :]))[placed(ids[own])]
+    # The support varies: along plates, and along variables that the site depends on.
+    where = []
+    for dim, size in zip(range(-len(batch), 0), batch, strict=True):
+        if size == 1:
+            where.append(torch.zeros((), dtype=torch.int64, device=value.device))
+        elif dim in ids:
+            where.append(placed(ids[dim]))
+        else:
+            where.append(torch.arange(size, device=value.device).reshape([-1] + [1] * (-dim - 1)))
+    return value[tuple(where)]

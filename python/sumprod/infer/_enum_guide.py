@@ -6,16 +6,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sumprod.distributions.util import is_identically_zero
+from sumprod.distributions.util import is_identically_zero, scale_and_mask
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._dice import Factor
 from sumprod.infer._enum_elimination import scaled
-from sumprod.infer._enum_sites import Term, align, site_density, site_term, variable_of
+from sumprod.infer._enum_sites import Term, align, site_density, site_term, unmasked, variable_of
 from sumprod.infer.util import has_default_score_parts
 
-__all__ = ["guide_terms"]
+__all__ = ["guide_terms", "masked_term"]
 
 
 def guide_terms(trace: Trace, max_plate_nesting: float) -> tuple[list[Term], list[Factor]]:
@@ -24,10 +23,9 @@ def guide_terms(trace: Trace, max_plate_nesting: float) -> tuple[list[Term], lis
     for site in trace.nodes.values():
         if site["type"] != "sample":
             continue
-        log_prob = site_density(trace, site, max_plate_nesting)
-        term = site_term(site, log_prob)
+        term = site_term(site, site_density(trace, site, max_plate_nesting))
         if site["mask"] is not False:
-            cost = scaled(site, _masked(site, log_prob, term))
+            cost = scaled(site, masked_term(trace, site, term))
             costs.append(cost._replace(tensor=-cost.tensor))
         factor = guide_factor(trace, site, term)
         if factor is not None:
@@ -35,18 +33,20 @@ def guide_terms(trace: Trace, max_plate_nesting: float) -> tuple[list[Term], lis
     return costs, factors
 
 
-def _masked(site: Any, log_prob: Tensor, term: Term) -> Term:
-    """The density where the mask holds; `site_density` leaves enumerated sites unmasked."""
-    mask = site["mask"]
-    if not isinstance(mask, Tensor) or site["infer"].get("_enumerate_dim") is None:
+def masked_term(trace: Trace, site: Any, term: Term) -> Term:
+    """The density where masks hold, given that of `site_density`, which leaves enumerated sites unmasked."""
+    masked = site["mask"] is not None or unmasked(site["fn"]) is not site["fn"]
+    if not masked or site["infer"].get("_enumerate_dim") is None:
         return term
-    return site_term(site, torch.where(mask, log_prob, 0.0))
+    return site_term(site, scale_and_mask(trace._site_log_prob(site, "log_prob"), mask=site["mask"]))
 
 
 def _without_mask(trace: Trace, site: Any, term: Term) -> Term:
-    if site["mask"] is None or site["mask"] is True or site["infer"].get("_enumerate_dim") is not None:
+    fn = unmasked(site["fn"])
+    plain = fn is site["fn"] and (site["mask"] is None or site["mask"] is True)
+    if plain or site["infer"].get("_enumerate_dim") is not None:
         return term
-    return site_term(site, trace._site_log_prob({**site, "mask": None}, "log_prob"))
+    return site_term(site, trace._site_log_prob({**site, "fn": fn, "mask": None}, "log_prob"))
 
 
 def guide_factor(trace: Trace, site: Any, term: Term) -> Factor | None:
@@ -55,7 +55,8 @@ def guide_factor(trace: Trace, site: Any, term: Term) -> Factor | None:
     variable = variable_of(site)
     count = infer.get("num_samples")
     if infer.get("_enum_total") is not None:
-        return Factor(term.ordinal, term.dims, term.tensor, math.log(infer["_enum_total"]))
+        whole = _without_mask(trace, site, term)
+        return Factor(term.ordinal, whole.dims, whole.tensor, math.log(infer["_enum_total"]))
     if variable is not None and count is None:
         return Factor(term.ordinal, term.dims, term.tensor, normalized=variable)
     if has_default_score_parts(fn):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions.utils import probs_to_logits
 
 from sumprod.distributions import Bernoulli, Categorical, Independent, MaskedDistribution
+from sumprod.infer._stacked_family import before_expansion
 
 __all__ = ["fill_logits"]
 
@@ -32,7 +33,7 @@ def fill_logits(sites: Iterable[Any]) -> None:
         binary = _BINARY.get(type(fn))
         if binary is None or "logits" in fn.__dict__ or getattr(fn, "_exact_zeros", False):
             continue
-        probs = _before_expansion(fn.probs)
+        probs = before_expansion(fn.probs)
         if probs.numel() <= _LARGE:
             groups.setdefault((binary, probs.shape, probs.dtype, probs.device), []).append((fn, probs))
     for (binary, *_), members in groups.items():
@@ -42,20 +43,3 @@ def fill_logits(sites: Iterable[Any]) -> None:
             rows = probs_to_logits(torch.stack([probs for _, probs in members]), is_binary=binary).unbind()
         for (fn, _), row in zip(members, rows, strict=True):
             fn.logits = row if row.shape == fn.probs.shape else row.expand(fn.probs.shape)
-
-
-def _before_expansion(tensor: Tensor) -> Tensor:
-    """The tensor of which this one is an expanded view; itself when it is something else."""
-    base = tensor._base
-    if base is None or base.storage_offset() != tensor.storage_offset() or base.dim() > tensor.dim():
-        return tensor
-    missing = tensor.dim() - base.dim()
-    strides, shape = tensor.stride(), tensor.shape
-    for i in range(tensor.dim()):
-        own = i - missing
-        same = own >= 0 and base.shape[own] == shape[i] and (base.stride(own) == strides[i] or shape[i] == 1)
-        repeated = strides[i] == 0 and (own < 0 or base.shape[own] == 1)
-        if not (same or repeated):
-            return tensor
-    # A view of a leaf made without gradients must not give the leaf a gradient.
-    return base if base.requires_grad == tensor.requires_grad else tensor

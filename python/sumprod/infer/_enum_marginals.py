@@ -32,11 +32,7 @@ def site_marginals(graph: FactorGraph, trace: Trace, known: Container[str]) -> O
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and name not in known and "_enumerate_dim" in site["infer"]:
             variable = variable_of(site)
-            if variable is None:
-                probs = torch.ones(1)
-                found[name] = _marginal(site, (), probs)
-                continue
-            plates, probs = probabilities[name]
+            plates, probs = probabilities[name] if variable is not None else _certainty(site)
             found[name] = _marginal(site, plates, probs)
     return found
 
@@ -77,6 +73,13 @@ def _owners(graph: FactorGraph) -> dict[str, None]:
     return {site["name"]: None for site in graph.variables.values()}
 
 
+def _certainty(site: Any) -> tuple[tuple[Any, ...], Tensor]:
+    """The plates and the probability of the only value of a site."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.dim is not None and frame.size > 1]
+    probs = torch.ones([*(frame.size for frame in frames), 1], device=site["value"].device)
+    return tuple(frame.name for frame in frames), probs
+
+
 def _marginal(site: Any, plates: tuple[Any, ...], probs: Tensor) -> Any:
     frames = {frame.name: frame for frame in site["cond_indep_stack"] if frame.dim is not None}
     rank = max((-frame.dim for frame in frames.values()), default=0)
@@ -106,11 +109,14 @@ def _of_family(fn: Any, site: Any, probs: Tensor) -> Any:
         return Bernoulli(probs=probs[..., 1])
     values = fn.enumerate_support(expand=False)
     event = len(fn._event_shape)
+    rank = probs.dim() - 1
     batch = values.shape[1 : values.dim() - event]
-    if any(size != 1 for size in batch):
+    outer = len(batch) - rank
+    if any(size != 1 for size in batch[: max(outer, 0)]):
         raise NotImplementedError(
-            f"site '{site['name']}': {type(fn).__name__} has a support that differs along its batch"
+            f"site '{site['name']}': the support of {type(fn).__name__} depends on another enumerated site,"
+            " so that it has no marginal over one list of values"
         )
-    return FiniteSupport(
-        values.reshape(values.shape[:1] + values.shape[values.dim() - event :]), logits, event
-    )
+    own = batch[max(outer, 0) :] if any(size != 1 for size in batch) else ()
+    values = values.reshape(values.shape[:1] + own + fn._event_shape)
+    return FiniteSupport(values.movedim(0, len(own)), logits, event)

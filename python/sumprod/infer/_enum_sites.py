@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sumprod.distributions import ExpandedDistribution, MaskedDistribution
 from sumprod.distributions.util import scale_and_mask
+from sumprod.errors import describe_plates
 from sumprod.handlers.trace_struct import Trace
-from sumprod.infer._checks import check_density_shape, describe_plates
+from sumprod.infer._checks import check_density_shape
 from sumprod.settings import state
 
 __all__ = [
@@ -38,6 +39,7 @@ class Term(NamedTuple):
     ordinal: frozenset[Hashable]  # names of the plates, also of those of size 1
     dims: Names
     tensor: Tensor
+    reach: frozenset[Hashable] | None = None  # plates of all that the tensor was made of, when more
 
 
 def ordinal_of(site: Any) -> frozenset[Hashable]:

@@ -31,6 +31,15 @@ class LogWeightsMixin:
             weights = torch.stack([torch.as_tensor(weight) for weight in weights])
         return weights.reshape(-1) if weights.numel() else None
 
+    def _weights_or_warning(self, consequence: str) -> Tensor | None:
+        """The log-weights; or None, and a warning in the name of the method that asks."""
+        weights = self._weight_vector()
+        if weights is None:
+            warnings.warn(
+                f"{type(self).__name__} has no log-weights, so {consequence}: call run() first", stacklevel=3
+            )
+        return weights
+
     def _culprits(self, kind: str) -> str:
         """Which sites made a weight "impossible", "infinite" or "nan"; for the text of an error."""
         return ""
@@ -58,13 +67,8 @@ class LogWeightsMixin:
         Raises:
             ValueError: a log-weight is +inf or NaN.
         """
-        weights = self._weight_vector()
+        weights = self._weights_or_warning("no estimate of the normalizer")
         if weights is None:
-            warnings.warn(
-                f"{type(self).__name__} has no log-weights, so no estimate of the normalizer:"
-                " call run() first",
-                stacklevel=2,
-            )
             return None
         return self._normalized(weights).log_evidence
 
@@ -75,13 +79,8 @@ class LogWeightsMixin:
             ValueError: no sample is possible under the model (all log-weights are -inf); a log-weight is +inf
                 or NaN. The text names the sites to blame.
         """
-        weights = self._weight_vector()
+        weights = self._weights_or_warning("there is nothing to normalize")
         if weights is None:
-            warnings.warn(
-                f"{type(self).__name__} has no log-weights, so there is nothing to normalize:"
-                " call run() first",
-                stacklevel=2,
-            )
             return None
         normalized = self._normalized(weights)
         self._require_possible(weights)
@@ -103,13 +102,8 @@ class LogWeightsMixin:
         Raises:
             ValueError: a log-weight is +inf or NaN.
         """
-        weights = self._weight_vector()
+        weights = self._weights_or_warning("the effective sample size is zero")
         if weights is None:
-            warnings.warn(
-                f"{type(self).__name__} has no log-weights, so the effective sample size is zero:"
-                " call run() first",
-                stacklevel=2,
-            )
             return 0
         return self._normalized(weights).ess
 

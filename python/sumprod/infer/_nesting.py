@@ -1,10 +1,9 @@
-"""How deep a program's plates are nested: a trial run, and a memory of its results per program."""
+"""How deep a program's plates are nested."""
 
 from __future__ import annotations
 
 import logging
 import math
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from sumprod.handlers.util import prune_subsample_sites
 from sumprod.infer._checks import check_site_shape
 from sumprod.settings import state
 
-__all__ = ["NestingGuesses", "deepest_plate", "try_nesting"]
+__all__ = ["deepest_plate", "try_nesting"]
 
 logger = logging.getLogger("sumprod.infer")
 
@@ -57,55 +56,3 @@ def try_nesting(
     depth = deepest_plate(traces)
     logger.info("Guessed max_plate_nesting = %d", depth)
     return depth
-
-
-class NestingGuesses:
-    """A number per pair (model, guide). Entries disappear with the programs they belong to.
-
-    Programs are told apart by identity; bound methods by their object and function. A program to which
-    no weak reference can be made is not remembered.
-    """
-
-    def __init__(self) -> None:
-        self._depths: dict[tuple[int, ...], int] = {}
-        # What keeps the ids in `_depths` meaningful: an id may be used again after its object dies.
-        self._watches: dict[tuple[int, ...], list[Any]] = {}
-
-    @staticmethod
-    def _anchors(model: Any, guide: Any) -> list[Any]:
-        anchors: list[Any] = []
-        for program in (model, guide):
-            owner = getattr(program, "__self__", None)
-            function = getattr(program, "__func__", None)
-            anchors += [program, program] if owner is None or function is None else [owner, function]
-        return anchors
-
-    def get(self, model: Any, guide: Any) -> int | None:
-        """The number for a pair, or None."""
-        return self._depths.get(tuple(map(id, self._anchors(model, guide))))
-
-    def set(self, model: Any, guide: Any, depth: int) -> None:
-        """Remember the number for a pair."""
-        anchors = self._anchors(model, guide)
-        key = tuple(map(id, anchors))
-        if key not in self._watches:
-            own = weakref.ref(self)
-
-            def forget(_: Any) -> None:
-                guesses = own()
-                if guesses is not None:
-                    guesses._depths.pop(key, None)
-                    guesses._watches.pop(key, None)
-
-            try:
-                self._watches[key] = [weakref.ref(anchor, forget) for anchor in anchors]
-            except TypeError:  # no weak references to such an object
-                return
-        self._depths[key] = depth
-
-    def __len__(self) -> int:
-        return len(self._depths)
-
-    def __reduce__(self) -> tuple[type[NestingGuesses], tuple[()]]:
-        # Copies and pickles of a loss start without guesses: identities mean nothing there.
-        return type(self), ()

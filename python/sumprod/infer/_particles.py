@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from sumprod.handlers import block, replay, trace
 from sumprod.handlers.plate import plate
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import prune_subsample_sites, site_is_subsample
+from sumprod.infer._trace_sequence import TraceSequence
 
 __all__ = ["ParticleTraces", "per_particle", "run_particles"]
 
@@ -70,7 +71,7 @@ def per_particle(log_prob: Tensor, count: int, max_plate_nesting: int) -> Tensor
     return (log_prob.sum(others) if others else log_prob).expand(count)
 
 
-class ParticleTraces(Sequence[Trace]):
+class ParticleTraces(TraceSequence):
     """The particles of one vectorised run, as a sequence of ordinary traces.
 
     Latent values are kept as the run made them. A trace is put together when asked for, by running
@@ -98,20 +99,10 @@ class ParticleTraces(Sequence[Trace]):
         self._detach = detach
         self._first: Trace | None = None
 
-    def finish(self) -> None:
-        """Nothing waits here."""
-
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> Trace: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Trace]: ...
-    def __getitem__(self, index: int | slice) -> Trace | list[Trace]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        number = range(self._count)[index]
+    def _trace(self, number: int) -> Trace:
         source = Trace()
         for name, site in self._sites.items():
             value = self._values[name]

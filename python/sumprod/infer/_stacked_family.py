@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sumprod import distributions
 from sumprod.distributions._family import PUBLIC, LeanFamily
 
-__all__ = ["family_key", "stack_family"]
+__all__ = ["before_expansion", "family_key", "parameter_names", "stack_family", "with_parameters"]
 
 # The parameters of a family, all tensors of the batch shape. Of exactly these classes: a subclass may
 # compute something else.
@@ -35,7 +36,8 @@ _DISCRETE_STATE = ("_num_events", "_exact_zeros")
 _MOST_ELEMENTS = 256  # above that, an operator's work exceeds its overhead and copies cost more
 
 
-def _parameter_names(fn: Any) -> tuple[str, ...] | None:
+def parameter_names(fn: Any) -> tuple[str, ...] | None:
+    """The attributes that are the parameters of a distribution; None when its family cannot be stacked."""
     names = _PARAMETERS.get(type(fn))
     if names is None and type(fn) in _DISCRETE:
         return ("probs",) if fn.__dict__.get("probs") is fn._param else ("logits",)
@@ -47,7 +49,7 @@ def family_key(fn: Any) -> tuple[Any, ...] | None:
 
     That is one of another family, a large one, and one whose parameters are on several devices.
     """
-    names = _parameter_names(fn)
+    names = parameter_names(fn)
     if names is None:
         return None
     members = fn.__dict__
@@ -65,19 +67,42 @@ def family_key(fn: Any) -> tuple[Any, ...] | None:
 
 def stack_family(fns: Sequence[Any]) -> Any:
     """One distribution with batch shape (len(fns),) + theirs, of distributions with equal keys."""
-    first = fns[0]
-    cls: Any = type(first)
-    stacked = cls.__new__(cls)
-    names = _parameter_names(first)
+    names = parameter_names(fns[0])
     assert names is not None
-    for name in names:
-        stacked.__dict__[name] = torch.stack([fn.__dict__[name] for fn in fns])
+    return with_parameters(fns[0], names, [torch.stack([fn.__dict__[name] for fn in fns]) for name in names])
+
+
+def with_parameters(like: Any, names: Sequence[str], parameters: Sequence[Tensor]) -> Any:
+    """A distribution of the family of `like`, with other parameters, which are not checked."""
+    cls: Any = type(like)
+    new = cls.__new__(cls)
+    new.__dict__.update(zip(names, parameters, strict=True))
+    shape = torch.broadcast_shapes(*(parameter.shape for parameter in parameters))
     if cls in _DISCRETE:
-        stacked._param = stacked.__dict__[names[0]]
+        new._param = parameters[0]
         for name in _DISCRETE_STATE:
-            if name in first.__dict__:
-                stacked.__dict__[name] = first.__dict__[name]
-    stacked._batch_shape = torch.Size((len(fns), *first._batch_shape))
-    stacked._event_shape = first._event_shape
-    stacked._validate_args = first._validate_args
-    return stacked
+            if name in like.__dict__:
+                new.__dict__[name] = like.__dict__[name]
+    if "_num_events" in new.__dict__:
+        shape = shape[:-1]
+    new._batch_shape = shape
+    new._event_shape = like._event_shape
+    new._validate_args = like._validate_args
+    return new
+
+
+def before_expansion(tensor: Tensor) -> Tensor:
+    """The tensor of which this one is an expanded view; itself when it is something else."""
+    base = tensor._base
+    if base is None or base.storage_offset() != tensor.storage_offset() or base.dim() > tensor.dim():
+        return tensor
+    missing = tensor.dim() - base.dim()
+    strides, shape = tensor.stride(), tensor.shape
+    for i in range(tensor.dim()):
+        own = i - missing
+        same = own >= 0 and base.shape[own] == shape[i] and (base.stride(own) == strides[i] or shape[i] == 1)
+        repeated = strides[i] == 0 and (own < 0 or base.shape[own] == 1)
+        if not (same or repeated):
+            return tensor
+    # A view of a leaf made without gradients must not give the leaf a gradient.
+    return base if base.requires_grad == tensor.requires_grad else tensor

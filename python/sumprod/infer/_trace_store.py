@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._flatten import PLAIN, Flat, Recipe, compile_sites, flatten
+from sumprod.infer._trace_sequence import TraceSequence
 
 __all__ = ["TraceStore"]
 
@@ -20,7 +20,7 @@ _SMALL = 1024  # tensors of so few elements are compared all at once
 _CHUNK_BYTES = 1 << 26
 
 
-class TraceStore(Sequence[Trace]):
+class TraceStore(TraceSequence):
     """A read-only sequence of traces; each access puts the trace together anew.
 
     Of every site it keeps all keys of the message except densities, which are computed again when
@@ -77,16 +77,9 @@ class TraceStore(Sequence[Trace]):
     def __len__(self) -> int:
         return len(self._where)
 
-    @overload
-    def __getitem__(self, index: int) -> Trace: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Trace]: ...
-    def __getitem__(self, index: int | slice) -> Trace | list[Trace]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number, row = self._where[operator.index(index)]
-        group = self._groups[number]
-        return group.trace(row)
+    def _trace(self, number: int) -> Trace:
+        group, row = self._where[number]
+        return self._groups[group].trace(row)
 
     def __iter__(self) -> Iterator[Trace]:
         return (self[i] for i in range(len(self)))
@@ -330,7 +323,7 @@ def _column(leaf: Any) -> _Column:
     return _TensorColumn(leaf) if isinstance(leaf, Tensor) else _Column(leaf)
 
 
-class TraceSelection(Sequence[Trace]):
+class TraceSelection(TraceSequence):
     """Some traces of a sequence, by number; a trace may occur several times.
 
     Args:
@@ -342,20 +335,11 @@ class TraceSelection(Sequence[Trace]):
         self._traces = traces
         self._numbers = list(numbers)
 
-    def finish(self) -> None:
-        """Nothing waits here."""
-
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Trace: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Trace]: ...
-    def __getitem__(self, index: int | slice) -> Trace | list[Trace]:
-        if isinstance(index, slice):
-            return [self._traces[number] for number in self._numbers[index]]
-        return self._traces[self._numbers[index]]  # type: ignore[no-any-return]
+    def _trace(self, number: int) -> Trace:
+        return self._traces[self._numbers[number]]  # type: ignore[no-any-return]
 
     def site(self, index: int, name: str) -> dict[str, Any]:
         """One site of trace `index`."""

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
+from sumprod._program_memory import ProgramMemory
 from sumprod._random import get_rng_state, set_rng_state
 from sumprod.errors import add_detail
-from sumprod.handlers.messenger import Messenger
+from sumprod.handlers.messenger import BoundHandler, Messenger
 from sumprod.infer._calling import call_method, either_convention
-from sumprod.infer._nesting import NestingGuesses, deepest_plate, try_nesting
+from sumprod.infer._nesting import deepest_plate, try_nesting
 from sumprod.primitives import plate
 
 __all__ = ["ELBO", "ELBOModule"]
@@ -115,7 +116,7 @@ class ELBO(metaclass=ABCMeta):
         self.tail_adaptive_beta = tail_adaptive_beta
         self._nesting_given = not math.isinf(max_plate_nesting)
         self._max_plate_nesting = max_plate_nesting + self._particle_dims()
-        self._guesses = NestingGuesses()
+        self._guesses: ProgramMemory[int] = ProgramMemory()
 
     def __call__(self, model: Program, guide: Program) -> ELBOModule:
         """The loss of one pair of programs as a module.
@@ -163,7 +164,7 @@ class ELBO(metaclass=ABCMeta):
     ) -> None:
         """Set `max_plate_nesting` by a trial run of model and guide, and remember it for this pair."""
         depth = try_nesting(model, guide, args, kwargs)
-        self._guesses.set(model, guide, depth)
+        self._guesses.set(model, guide, value=depth)
         self._max_plate_nesting = depth + self._particle_dims()
 
     def _need_max_plate_nesting(
@@ -241,11 +242,11 @@ class ELBO(metaclass=ABCMeta):
         if self.num_particles == 1:
             return fn
 
-        def vectorized(*args: Any, **kwargs: Any) -> Any:
+        def vectorized(program: Program, /, *args: Any, **kwargs: Any) -> Any:
             watch = _LastSite()
             try:
                 with watch, plate(PARTICLE_PLATE, self.num_particles, dim=-int(self.max_plate_nesting)):
-                    return fn(*args, **kwargs)
+                    return program(*args, **kwargs)
             except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 # Of the ValueErrors, only torch's about tensors that are no scalars has this cause.
                 if watch.name is not None and (
@@ -254,7 +255,7 @@ class ELBO(metaclass=ABCMeta):
                     add_detail(error, self._explain_particles(watch))
                 raise
 
-        return vectorized
+        return BoundHandler(vectorized, fn)
 
     def _explain_particles(self, watch: _LastSite) -> str:
         return (

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from sumprod._numeric import warn_if_nan
+from sumprod.errors import describe_plates
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._calling import call_method
-from sumprod.infer._checks import describe_plates
 from sumprod.infer._grouped_log_prob import log_prob_total, warn_of_sites
 from sumprod.infer.elbo import PARTICLE_PLATE, Program
 from sumprod.infer.trace_elbo import Trace_ELBO, with_gradient_of

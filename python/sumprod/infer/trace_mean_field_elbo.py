@@ -10,8 +10,9 @@ from torch.distributions import kl_divergence
 
 from sumprod.distributions import Independent
 from sumprod.distributions.util import scale_and_mask
+from sumprod.errors import describe_plates
 from sumprod.handlers.trace_struct import Trace, sum_tensors
-from sumprod.infer._checks import check_density_shape, check_site_shape, describe_plates, missing_guide_site
+from sumprod.infer._checks import check_density_shape, check_site_shape, missing_guide_site
 from sumprod.infer._grouped_log_prob import FEWEST_SITES, compute_log_probs
 from sumprod.infer._stacked_family import family_key, stack_family
 from sumprod.infer.trace_elbo import Trace_ELBO, compute_guide_densities

@@ -16,22 +16,29 @@ from sumprod.distributions.util import is_identically_zero
 from sumprod.handlers import EnumMessenger, block, queue, replay, trace
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import prune_subsample_sites, site_is_subsample
+from sumprod.infer._backward_sample import (
+    BackwardSampleMessenger,
+    SitePosterior,
+    SubsampleRecorder,
+    check_guide_is_not_enumerated,
+    settled_sites,
+)
 from sumprod.infer._calling import call_method, either_convention
 from sumprod.infer._checks import check_model_guide_match
 from sumprod.infer._dice import expectation
 from sumprod.infer._enum_elimination import eliminate, is_one, scaled, shared_scale
 from sumprod.infer._enum_factors import FactorGraph
-from sumprod.infer._enum_guide import guide_terms
-from sumprod.infer._enum_logits import fill_logits
+from sumprod.infer._enum_groups import site_terms
+from sumprod.infer._enum_guide import guide_terms, masked_term
 from sumprod.infer._enum_marginals import site_marginals
-from sumprod.infer._enum_sites import Term, site_density, site_term
+from sumprod.infer._enum_sites import Term
 from sumprod.infer._nesting import deepest_plate
 from sumprod.infer.elbo import ELBO, Arguments, Keywords, Program
 from sumprod.infer.enum import iter_discrete_escape, iter_discrete_extend
 from sumprod.infer.util import torch_item
 from sumprod.settings import state
 
-__all__ = ["TraceEnum_ELBO"]
+__all__ = ["BackwardSampleMessenger", "TraceEnum_ELBO"]
 
 Pair = tuple[Trace, Trace]
 
@@ -75,6 +82,7 @@ class TraceEnum_ELBO(ELBO):
         guide_trace = trace(guide).get_trace(*args, **kwargs)
         enumerated = EnumMessenger()
         enumerated._replayed = guide_trace.nodes
+        enumerated._checked = state.validate_infer
         program = replay(enumerated(model), trace=guide_trace)
         model_trace = trace(program).get_trace(*args, **kwargs)
         self._check_marks(model_trace, guide_trace)
@@ -122,8 +130,10 @@ class TraceEnum_ELBO(ELBO):
             model = self._vectorized_num_particles(model)
             guide = self._vectorized_num_particles(guide)
         partial: LifoQueue[Trace] = LifoQueue()
+        enumerated = EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))
+        enumerated._checked = state.validate_infer
         guide = queue(
-            EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))(guide),
+            enumerated(guide),
             queue=partial,
             escape_fn=iter_discrete_escape,
             extend_fn=iter_discrete_extend,
@@ -164,10 +174,11 @@ class TraceEnum_ELBO(ELBO):
         for site in sites:
             if site["name"] not in guide_trace.nodes:
                 graph.declare(site)
-        fill_logits(sites)
+        terms = site_terms(model_trace, sites, graph.variables, self.max_plate_nesting)
         costs = []
-        for site in sites:
-            term = site_term(site, site_density(model_trace, site, self.max_plate_nesting))
+        for site, term in zip(sites, terms, strict=True):
+            if site["name"] in guide_trace.nodes:
+                term = masked_term(model_trace, site, term)
             if graph.concerns(term):
                 graph.add(site, term)
             elif site["mask"] is not False:
@@ -262,21 +273,21 @@ class TraceEnum_ELBO(ELBO):
     def sample_posterior(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """Run the model with its enumerated sites drawn from their joint posterior; returns its result.
 
-        The guide's draws, and the model's other draws, are those that the posterior is conditioned on.
-        Handlers around the call see this last run only.
+        The posterior is conditioned on the guide's draws, on the indices of subsampled plates, and on the
+        model's other draws that do not depend on an enumerated site; the run has these too. Handlers around
+        the call see this run only.
 
         Raises:
             As `compute_marginals`.
         """
-        with block(), warnings.catch_warnings():
+        recorder = SubsampleRecorder()
+        with block(), recorder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found vars in model but not guide")
             pair = self._only_pair("sample_posterior", model, guide, args, kwargs)
         graph = FactorGraph.of_trace(pair[0], self.max_plate_nesting, pair[1].nodes)
-        drawn = pair[0].copy()
-        values = graph.draw(maximise=False) if graph.terms else {}
-        for name, value in values.items():
-            drawn.nodes[name] = {**drawn.nodes[name], "value": value, "infer": {}}
-        return replay(model, trace=drawn)(*args, **kwargs)
+        posterior = SitePosterior.of_trace(graph, pair[0], pair[1].nodes)
+        with BackwardSampleMessenger.of_posterior(posterior):
+            return replay(model, trace=settled_sites(pair[0], recorder.sites))(*args, **kwargs)
 
     def _only_pair(
         self, what: str, model: Program, guide: Program, args: Arguments, kwargs: Keywords
@@ -284,11 +295,5 @@ class TraceEnum_ELBO(ELBO):
         if self.num_particles != 1:
             raise NotImplementedError(f"TraceEnum_ELBO.{what}() is not compatible with multiple particles")
         pair: Pair = next(iter(call_method(self, "_get_traces", model, guide, args, kwargs)))
-        for name, site in pair[1].nodes.items():
-            if site["type"] == "sample" and (
-                "_enumerate_dim" in site["infer"] or "_enum_total" in site["infer"]
-            ):
-                raise NotImplementedError(
-                    f"TraceEnum_ELBO.{what}() is not compatible with guide enumeration, as at site '{name}'"
-                )
+        check_guide_is_not_enumerated(pair[1], f"TraceEnum_ELBO.{what}()")
         return pair

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from sumprod._planner import NotTreeStructured
 from sumprod._planner import plan as native_plan
+from sumprod._tables import columns
+from sumprod.errors import MemoryBudgetError
+from sumprod.settings import state
 
-__all__ = ["NotTreeStructured", "Plan", "Step", "make_plan"]
+__all__ = ["NotTreeStructured", "Plan", "Step", "make_plan", "memory_budget", "name_dims"]
+
+logger = logging.getLogger("sumprod")
+
+LONGEST_TABLE = 40  # steps shown by `repr`
+
+_BUDGET: ContextVar[int | None] = ContextVar("memory_budget", default=None)
 
 
 @dataclass(frozen=True)
@@ -50,11 +64,34 @@ class Plan:
             return self.factors[number]
         return self.steps[number - len(self.factors)].dims
 
+    def scope(self, step: Step) -> tuple[Hashable, ...]:
+        """The dims of a step's inputs."""
+        return tuple(dict.fromkeys(dim for number in step.inputs for dim in self.dims(number)))
+
+    def volume(self, dims: Iterable[Hashable]) -> int:
+        """Elements of a tensor with these dims."""
+        return math.prod(self.sizes[dim] for dim in dims)
+
+    def work(self, step: Step) -> int:
+        """Multiplications and additions of a step."""
+        reduces = bool(step.variables or step.plates)
+        return self.volume(self.scope(step)) * (len(step.inputs) - 1 + reduces)
+
+    def table(self) -> str:
+        """All steps, one per line."""
+        return self._table(range(len(self.steps)))
+
     def __repr__(self) -> str:
+        count = len(self.steps)
+        if count <= LONGEST_TABLE:
+            return self.table()
+        half = LONGEST_TABLE // 2
+        return self._table([*range(half), *range(count - half, count)])
+
+    def _table(self, shown: Sequence[int]) -> str:
         rows = [("step", "inputs", "sum", "reduce", "result", "flops")]
-        for i, step in enumerate(self.steps):
-            scope = {dim for number in step.inputs for dim in self.dims(number)}
-            work = math.prod(self.sizes[dim] for dim in scope)
+        for i in shown:
+            step = self.steps[i]
             rows.append(
                 (
                     f"#{i + len(self.factors)}",
@@ -62,20 +99,22 @@ class Plan:
                     _names(step.variables) or "-",
                     _names(step.plates) or "-",
                     f"[{_names(step.dims)}]",
-                    f"{work * len(step.inputs):,}",
+                    f"{self.work(step):,}",
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
-        results = ", ".join(f"#{number}[{_names(self.dims(number))}]" for number in self.results)
+        lines = columns(rows)
+        if len(shown) < len(self.steps):
+            left_out = len(self.steps) - len(shown)
+            lines.insert(1 + len(shown) // 2, f"... {left_out:,} more steps: see table()")
+        results = [f"#{number}[{_names(self.dims(number))}]" for number in self.results[:LONGEST_TABLE]]
+        if len(self.results) > LONGEST_TABLE:
+            results.append(f"... {len(self.results) - LONGEST_TABLE:,} more")
         return "\n".join(
             [
                 f"Plan: {len(self.factors)} factors, {len(self.steps)} steps, {self.flops:,.0f} flops,"
                 f" {8 * self.peak_elements:,} bytes in float64",
                 *lines,
-                f"results: {results or 'none'}",
+                f"results: {', '.join(results) or 'none'}",
             ]
         )
 
@@ -90,6 +129,7 @@ def make_plan(
     plates: Iterable[Hashable] = (),
     kept: Iterable[Hashable] = (),
     keep_common_plates: bool = False,
+    element_size: int = 8,
 ) -> Plan:
     """Plan the contraction of a plated factor graph.
 
@@ -102,12 +142,16 @@ def make_plan(
         plates: which dims are plates; the others are variables.
         kept: dims of the result: variables not summed out, plates not multiplied along.
         keep_common_plates: of each connected component, also keep the plates that all its factors are in.
+        element_size: bytes per element of the tensors, for the memory budget.
 
     Returns:
-        A plan; the same object for the same structure.
+        A plan; the same object for the same structure. With the setting `plan_log`, plans that are new are
+        reported.
 
     Raises:
         NotTreeStructured: (a NotImplementedError) the cost would be exponential in a plate's size.
+        MemoryBudgetError: (a MemoryError) the plan's peak is above the budget: that of the `memory_budget`
+            block around the call, else the setting `memory_budget`.
         ValueError: `kept` has a variable but not the plates that it is in; a size is missing or less than 1;
             a factor names a dim twice.
 
@@ -127,7 +171,65 @@ def make_plan(
     known = tuple(
         (dim, sizes.get(dim, 0)) for dim in dict.fromkeys(dim for dims in structure for dim in dims)
     )
-    return _plan(structure, known, plates, tuple(kept), keep_common_plates)
+    plan = _plan(structure, known, plates, tuple(kept), keep_common_plates)
+    budget = _BUDGET.get()
+    if budget is None:
+        budget = state.memory_budget
+    if budget is not None and plan.peak_elements * element_size > budget:
+        raise _over_budget(plan, element_size, budget)
+    return plan
+
+
+@contextmanager
+def memory_budget(limit: int | None) -> Iterator[None]:
+    """In the block and thread, plans may use so many bytes; None: what the setting says."""
+    token = _BUDGET.set(limit)
+    try:
+        yield
+    finally:
+        _BUDGET.reset(token)
+
+
+def _over_budget(plan: Plan, element_size: int, budget: int) -> MemoryBudgetError:
+    widest = max(plan.steps, key=lambda step: plan.volume(step.dims))
+    dims = list(plan.sizes)
+    shown = [f"'{_token(dims.index(dim))}' ({plan.sizes[dim]:,})" for dim in widest.dims]
+    needed = plan.peak_elements * element_size
+    error = MemoryBudgetError(
+        "",
+        needed=needed,
+        budget=budget,
+        variables=tuple(dim for dim in widest.dims if dim not in plan.plates),
+        plates=tuple(dim for dim in widest.dims if dim in plan.plates),
+    )
+    _write(
+        error,
+        f"a contraction needs up to {needed:,} bytes for intermediate tensors, more than"
+        f" memory_budget={budget:,} allows. The widest has {plan.volume(widest.dims):,} elements, with dims"
+        f" {', '.join(shown) or 'none'}. Split the factors that tie these variables together, take a smaller"
+        " subsample of the plates, use float32, or raise memory_budget",
+        dims,
+    )
+    return error
+
+
+# ---- names of dims in the texts of errors
+
+
+def _token(position: int) -> str:
+    """Stands for a dim's name until it is known how to call it."""
+    return f"\x1f{position}\x1f"
+
+
+def _write(error: Any, pattern: str, dims: list[Hashable]) -> None:
+    error.pattern, error.dims = pattern, dims
+    name_dims(error, {})
+
+
+def name_dims(error: Any, names: Mapping[Hashable, object]) -> None:
+    """Write the text of an error of this module anew, with other names for some dims."""
+    shown = [str(names.get(dim, dim)) for dim in error.dims]
+    error.args = (re.sub("\x1f([0-9]+)\x1f", lambda found: shown[int(found[1])], error.pattern),)
 
 
 @lru_cache(maxsize=1024)
@@ -146,14 +248,18 @@ def _plan(
     for dims in factors:
         if len(set(dims)) != len(dims):
             raise ValueError(f"A factor's dims must be distinct, got {_names(dims)}")
-    steps, results, flops, peak = native_plan(
-        sizes=[size for _, size in sizes],
-        is_plate=[dim in plates for dim in names],
-        names=[str(dim) for dim in names],
-        factors=[sorted(number[dim] for dim in dims) for dims in factors],
-        kept=sorted(number[dim] for dim in set(kept) if dim in number),
-        keep_common_plates=keep_common_plates,
-    )
+    try:
+        steps, results, flops, peak = native_plan(
+            sizes=[size for _, size in sizes],
+            is_plate=[dim in plates for dim in names],
+            names=[_token(i) for i in range(len(names))],
+            factors=[sorted(number[dim] for dim in dims) for dims in factors],
+            kept=sorted(number[dim] for dim in set(kept) if dim in number),
+            keep_common_plates=keep_common_plates,
+        )
+    except (NotTreeStructured, ValueError) as error:
+        _write(error, str(error), names)
+        raise
 
     encoded = [len(names), *(size for _, size in sizes), *(int(dim in plates) for dim in names)]
 
@@ -174,7 +280,7 @@ def _plan(
     def named(dims: Iterable[int]) -> tuple[Hashable, ...]:
         return tuple(names[dim] for dim in dims)
 
-    return Plan(
+    plan = Plan(
         factors=factors,
         sizes=dict(sizes),
         plates=plates,
@@ -184,3 +290,8 @@ def _plan(
         peak_elements=peak,
         encoded=tuple(encoded),
     )
+    if state.plan_log is True:
+        logger.info("new contraction plan\n%r", plan)
+    elif callable(state.plan_log):
+        state.plan_log(plan)
+    return plan

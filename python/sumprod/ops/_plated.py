@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sumprod.ops._plan import NotTreeStructured
-from sumprod.ops._rings import Factor, Ring, multiply
+from sumprod.ops._rings import Factor, Semiring, multiply
 
 __all__ = ["components", "homes", "output", "require_plates"]
 
@@ -28,11 +28,11 @@ def homes(factors: Sequence[Factor], plates: Plates) -> dict[Hashable, Plates]:
     return found
 
 
-def components(factors: Sequence[Factor], variables: Collection[Hashable]) -> list[list[Factor]]:
-    """Factors connected through shared variables, in order of their first factors."""
+def components(scopes: Sequence[Sequence[Hashable]], variables: Collection[Hashable]) -> list[list[int]]:
+    """Positions of the scopes connected through shared variables, in order of their first ones."""
     groups: dict[int, list[int]] = {}
     group_of: dict[Hashable, int] = {}
-    for i, (_, dims) in enumerate(factors):
+    for i, dims in enumerate(scopes):
         groups[i] = [i]
         for dim in dims:
             if dim in variables:
@@ -41,8 +41,7 @@ def components(factors: Sequence[Factor], variables: Collection[Hashable]) -> li
                     groups[i] += groups.pop(other)
                     group_of.update({name: i for name, number in group_of.items() if number == other})
                 group_of[dim] = i
-    members = sorted(sorted(group) for group in groups.values())
-    return [[factors[i] for i in group] for group in members]
+    return sorted(sorted(group) for group in groups.values())
 
 
 def require_plates(
@@ -62,7 +61,7 @@ def require_plates(
 
 
 def output(
-    ring: Ring,
+    semiring: Semiring,
     factors: Sequence[Factor],
     plates: Plates,
     dims: Sequence[Hashable],
@@ -83,19 +82,20 @@ def output(
     kept = [dim for dim in dims if dim not in plates]
     own_plates = plates.intersection(dims)
     if not own_plates:
-        return multiply(ring, ring.contract(factors, plates, kept), dims, sizes)[0]
+        return multiply(semiring, semiring.contract(factors, plates, kept), dims, sizes)[0]
     parts: list[Factor] = []
     rest: list[Factor] = []
-    for component in components(factors, home):
+    for positions in components([names for _, names in factors], home):
+        component = [factors[i] for i in positions]
         own = [variable for variable in kept if any(variable in names for _, names in component)]
         if own:
-            parts.append(_Slices(ring, component, plates, home, sizes).marginal(own))
+            parts.append(_Slices(semiring, component, plates, home, sizes).marginal(own))
         else:
             rest += component
     if rest:
-        for tensor, found in ring.contract(rest, plates, keep_common_plates=True):
-            parts.append(ring.product((tensor, found), [dim for dim in found if dim not in own_plates]))
-    return multiply(ring, parts, dims, sizes)[0]
+        for tensor, found in semiring.contract(rest, plates, keep_common_plates=True):
+            parts.append(semiring.product((tensor, found), [dim for dim in found if dim not in own_plates]))
+    return multiply(semiring, parts, dims, sizes)[0]
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ class _Slices:
 
     def __init__(
         self,
-        ring: Ring,
+        semiring: Semiring,
         factors: Sequence[Factor],
         plates: Plates,
         home: Mapping[Hashable, Plates],
         sizes: Mapping[Hashable, int],
     ) -> None:
-        self._ring, self._plates, self._home, self._sizes = ring, plates, home, sizes
+        self._semiring, self._plates, self._home, self._sizes = semiring, plates, home, sizes
         # Messages to the root are marked: the slice's own view replaces them.
         self._factors: list[_Flagged] = [(factor, False) for factor in factors]
         self._like = factors[0][0]
@@ -151,7 +151,7 @@ class _Slices:
         sizes.update((_Slice(plate), self._sizes[plate]) for plate in at)
         own: list[Hashable] = [dim for dim in wanted if isinstance(dim, _Slice)]
         pieces = self._contract(self._per_slice(view, own, wanted, sizes), self._plates, wanted, sizes, own)
-        tensor, dims = multiply(self._ring, pieces, wanted, sizes)
+        tensor, dims = multiply(self._semiring, pieces, wanted, sizes)
         return tensor, tuple(dim.plate if isinstance(dim, _Slice) else dim for dim in dims)
 
     def _per_slice(
@@ -208,10 +208,10 @@ class _Slices:
             )
         wanted = [*interface, *self._ordered(at)]
         pieces = self._contract(inner, self._plates, wanted, self._sizes, self._ordered(at))
-        message = multiply(self._ring, pieces, wanted, self._sizes)
+        message = multiply(self._semiring, pieces, wanted, self._sizes)
         across = self._ordered(at - parent)
-        self._factors.append((self._ring.product(message, across), True))
-        return self._ring.product_of_others(message, across)
+        self._factors.append((self._semiring.product(message, across), True))
+        return self._semiring.product_of_others(message, across)
 
     def _ordered(self, plates: Plates) -> list[Hashable]:
         return [dim for dim in self._sizes if dim in plates]
@@ -226,10 +226,10 @@ class _Slices:
     ) -> list[Factor]:
         """Keep dims of which all that these factors show may be inside plates; all are in `common` ones."""
         home = homes(factors, plates)
-        one = torch.full((), self._ring.one, dtype=self._like.dtype, device=self._like.device)
+        one = torch.full((), self._semiring.one, dtype=self._like.dtype, device=self._like.device)
         units = [
             (one.expand([sizes[name] for name in (dim, *common)]), (dim, *common))
             for dim in kept
             if dim not in common and not home.get(dim, frozenset()) <= frozenset(common)
         ]
-        return self._ring.contract([*factors, *units], plates.union(common), kept)
+        return self._semiring.contract([*factors, *units], plates.union(common), kept)

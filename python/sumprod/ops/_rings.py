@@ -1,4 +1,4 @@
-"""Rings in which plated factor graphs are contracted: what sums out a variable, what multiplies."""
+"""Semirings in which plated factor graphs are contracted: what sums out a variable, what multiplies."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from sumprod.ops._plan import Plan, make_plan
 from sumprod.ops.contraction import contract
 
-__all__ = ["LINEAR", "LOG", "MAX", "Factor", "Ring", "multiply"]
+__all__ = ["LINEAR", "LOG", "MAX", "Factor", "Semiring", "multiply"]
 
 Factor = tuple[Tensor, tuple[Hashable, ...]]
 """a tensor and the names of its dims"""
 
 
 @dataclass(frozen=True)
-class Ring:
+class Semiring:
     """Sum-product over numbers, or over their logs, or with the maximum in place of the sum."""
 
     log: bool
@@ -33,6 +33,15 @@ class Ring:
     def times(self, left: Tensor, right: Tensor) -> Tensor:
         """The product, elementwise."""
         return left + right if self.log else left * right
+
+    def inverse(self, tensor: Tensor) -> Tensor:
+        """What gives one when multiplied; the largest number for zero, so that zero times it is zero."""
+        largest = torch.finfo(tensor.dtype).max
+        if self.log:
+            return (-tensor).clamp(max=largest)
+        # Numbers whose reciprocal overflows count as zero.
+        small = tensor.abs() * largest < 1
+        return torch.where(small, largest, 1 / torch.where(small, 1, tensor))
 
     def product(self, factor: Factor, plates: Iterable[Hashable]) -> Factor:
         """The product along plates."""
@@ -109,7 +118,7 @@ class Ring:
         return [values[number] for number in plan.results]
 
 
-LINEAR, LOG, MAX = Ring(log=False), Ring(log=True), Ring(log=True, maximise=True)
+LINEAR, LOG, MAX = Semiring(log=False), Semiring(log=True), Semiring(log=True, maximise=True)
 
 
 def _einsum(inputs: Sequence[Factor], scope: Sequence[Hashable], left: Sequence[Hashable]) -> Tensor:
@@ -120,13 +129,13 @@ def _einsum(inputs: Sequence[Factor], scope: Sequence[Hashable], left: Sequence[
     return torch.einsum(*operands, [number[dim] for dim in left])
 
 
-def multiply(ring: Ring, factors: Sequence[Factor], dims: Sequence[Hashable], sizes: Any) -> Factor:
+def multiply(semiring: Semiring, factors: Sequence[Factor], dims: Sequence[Hashable], sizes: Any) -> Factor:
     """The product of at least one factor, as a new tensor object with exactly these dims."""
     total: Any = None
     for tensor, own in factors:
         order = [own.index(dim) for dim in dims if dim in own]
         shaped = tensor.permute(order).reshape([sizes[dim] if dim in own else 1 for dim in dims])
-        total = shaped if total is None else ring.times(total, shaped)
+        total = shaped if total is None else semiring.times(total, shaped)
     total = total.expand([sizes[dim] for dim in dims])
     # A result that is the caller's own object would take its attributes along.
     return total.view_as(total), tuple(dims)

@@ -9,25 +9,19 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sumprod.ops._adjoint import Parts, attach, parts_of
 from sumprod.ops._plated import components, homes, output, require_plates
-from sumprod.ops._rings import LINEAR, LOG, MAX, Factor, Ring, multiply
+from sumprod.ops._rings import Factor, multiply
+from sumprod.ops.rings import BACKEND_TO_RING, Ring, SemiringRing
 
 __all__ = ["contract_tensor_tree", "contract_to_tensor", "einsum", "naive_ubersum", "ubersum"]
 
 _LOG_BACKEND = "pyro.ops.einsum.torch_log"
-_RINGS: dict[str, Ring] = {
-    "torch": LINEAR,
-    **{
-        f"{package}.ops.einsum.{name}": ring
-        for package in ("pyro", "sumprod")
-        for name, ring in [("torch_log", LOG), ("torch_map", MAX), ("torch_marginal", LOG)]
-    },
-}
 
 Tree = Mapping[frozenset[str], Sequence[Tensor]]
 
@@ -50,16 +44,17 @@ def einsum(
         plates: which symbols are plates.
         backend: "torch" (numbers, of any sign), "pyro.ops.einsum.torch_log" (logs of weights),
             "pyro.ops.einsum.torch_map" (logs, the largest term in place of the sum),
-            "pyro.ops.einsum.torch_marginal" (as torch_log; its gradients are marginals); with "sumprod" in
-            place of "pyro" the same.
+            "pyro.ops.einsum.torch_sample" and "pyro.ops.einsum.torch_marginal" (as torch_log); with
+            "sumprod" in place of "pyro" the same. Through the last three, best values, draws and marginals
+            flow back to operands that asked for it, see `sumprod.ops.einsum.adjoint.require_backward`.
         cache: has no effect: plans are remembered by structure, whoever asks.
         modulo_total: must be True when an output has dims. Where the graph falls apart along the plates of
             an output, each slice of the result has the total of its own parts only, that is, it is
             right up to a factor per slice.
 
     Returns:
-        New tensors, never an operand itself. Differentiable; the logs of impossible totals are -inf with
-        zero gradient.
+        New packed tensors, never an operand itself. Differentiable; the logs of impossible totals are
+        -inf with zero gradient.
 
     Raises:
         ValueError: sizes, symbols and operands do not fit; an output has a variable without its plates.
@@ -77,7 +72,11 @@ def einsum(
     ring = _ring(backend)
     factors, outputs, sizes = _parse(equation, operands)
     _require_modulo_total(outputs, modulo_total)
-    return tuple(output(ring, factors, frozenset(plates), dims, sizes) for dims in outputs)
+    named = frozenset[Hashable](plates)
+    graph = _Graph(factors, _origins(ring, factors, named), named, sizes)
+    return tuple(
+        _named(ring, graph, output(ring.semiring, factors, named, dims, sizes), dims) for dims in outputs
+    )
 
 
 def ubersum(
@@ -137,8 +136,8 @@ def naive_ubersum(
         slices = []
         for at in _slices(own_plates, sizes):
             copies = {copy(dim, at): sizes[dim] for dim in kept}
-            parts = ring.contract(unrolled, (), copies)
-            slices.append(multiply(ring, parts, list(copies), copies)[0])
+            parts = ring.semiring.contract(unrolled, (), copies)
+            slices.append(multiply(ring.semiring, parts, list(copies), copies)[0])
         order = [*own_plates, *kept]
         stacked = torch.stack(slices).reshape([sizes[dim] for dim in order])
         results.append(stacked.permute([order.index(dim) for dim in symbols]))
@@ -149,7 +148,7 @@ def contract_tensor_tree(
     tensor_tree: Tree,
     sum_dims: Collection[str],
     cache: dict[Any, Any] | None = None,
-    ring: str | None = None,
+    ring: Ring | str | None = None,
 ) -> OrderedDict[frozenset[str], list[Tensor]]:
     """Sum dims out of packed tensors that are grouped by their plates; multiply only along inner plates.
 
@@ -158,7 +157,7 @@ def contract_tensor_tree(
             the dim of one of its plates is constant along it.
         sum_dims: names of the dims to sum out; others stay.
         cache: has no effect, as for `einsum`.
-        ring: a backend of `einsum`; None: logs.
+        ring: one of `sumprod.ops.rings` or a backend of `einsum`; None: logs.
 
     Returns:
         From sets of plates to packed tensors, one per part connected through `sum_dims`, in the plates that
@@ -167,16 +166,19 @@ def contract_tensor_tree(
     Raises:
         NotImplementedError: plates that are not nested like a tree.
     """
-    chosen = _ring(_LOG_BACKEND if ring is None else ring)
-    factors, plates, sizes = _from_tree(tensor_tree)
+    chosen = _ring(ring)
+    graph = _from_tree(tensor_tree, chosen)
+    factors, _, plates, sizes = graph
     summed = frozenset(sum_dims)
     result: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    for part in components(factors, summed):
+    for positions in components([dims for _, dims in factors], summed):
+        part = [factors[i] for i in positions]
         common = plates.intersection(*(dims for _, dims in part))
         own = dict.fromkeys(dim for _, dims in part for dim in dims)
         wanted = [dim for dim in own if dim in common or not (dim in plates or dim in summed)]
-        found = multiply(chosen, chosen.contract(part, plates, wanted), wanted, sizes)
-        result.setdefault(frozenset(map(str, common)), []).append(_packed(found))
+        found = multiply(chosen.semiring, chosen.semiring.contract(part, plates, wanted), wanted, sizes)
+        packed = _named(chosen, graph, *_squeezed(found), positions)
+        result.setdefault(frozenset(map(str, common)), []).append(packed)
     return result
 
 
@@ -186,7 +188,7 @@ def contract_to_tensor(
     target_ordinal: Collection[str] | None = None,
     target_dims: Collection[str] | None = None,
     cache: dict[Any, Any] | None = None,
-    ring: str | None = None,
+    ring: Ring | str | None = None,
 ) -> Tensor:
     """One packed tensor over some plates and dims, as one output of `einsum` with `modulo_total`.
 
@@ -196,7 +198,7 @@ def contract_to_tensor(
         target_ordinal: plates of the result; None: no plates.
         target_dims: of `sum_dims`, those to keep after all; None: none.
         cache: has no effect, as for `einsum`.
-        ring: a backend of `einsum`; None: logs.
+        ring: one of `sumprod.ops.rings` or a backend of `einsum`; None: logs.
 
     Returns:
         A packed tensor, its dims sorted by name.
@@ -205,26 +207,32 @@ def contract_to_tensor(
         ValueError: a dim is kept without its plates.
         NotImplementedError: plates that are not nested like a tree.
     """
-    chosen = _ring(_LOG_BACKEND if ring is None else ring)
-    factors, plates, sizes = _from_tree(tensor_tree)
+    chosen = _ring(ring)
+    graph = _from_tree(tensor_tree, chosen)
+    factors, _, plates, sizes = graph
     named = {*(target_dims or ()), *(target_ordinal or ())}
     free = [dim for dim in sizes if dim not in plates and dim not in sum_dims]
     # A dim of size 1 is in no packed tensor.
     dims = sorted((dim for dim in sizes if dim in named or dim in free), key=str)
-    return _packed((output(chosen, factors, plates, dims, sizes), tuple(dims)))
+    found = output(chosen.semiring, factors, plates, dims, sizes), tuple(dims)
+    return _named(chosen, graph, *_squeezed(found))
 
 
 # ---- equations
 
 
-def _ring(backend: str) -> Ring:
-    ring = _RINGS.get(backend)
-    if ring is None:
-        raise NotImplementedError(
-            f"Expected one of the backends {', '.join(_RINGS)}, got {backend!r}. "
-            "For draws see sumprod.ops.contraction.sample"
-        )
-    return ring
+def _ring(chosen: Ring | str | None) -> type[SemiringRing]:
+    if isinstance(chosen, Ring):
+        # The engine knows these, and would pass over what a subclass does otherwise.
+        for ring in BACKEND_TO_RING.values():
+            if type(chosen) is ring:
+                return ring
+        raise TypeError(f"Expected a ring of sumprod.ops.rings itself, got a {type(chosen).__name__}")
+    found = BACKEND_TO_RING.get(_LOG_BACKEND if chosen is None else chosen)
+    if found is None:
+        backends = ", ".join(BACKEND_TO_RING)
+        raise NotImplementedError(f"Expected one of the backends {backends}, got {chosen!r}")
+    return found
 
 
 def _plates(plates: Collection[str] | None, batch_dims: Collection[str] | None) -> Collection[str]:
@@ -277,11 +285,44 @@ def _slices(plates: Sequence[Hashable], sizes: Mapping[Hashable, int]) -> list[d
     return [dict(zip(plates, position, strict=True)) for position in positions]
 
 
-# ---- trees
+# ---- graphs and trees
 
 
-def _from_tree(tree: Tree) -> tuple[list[Factor], frozenset[Hashable], dict[Hashable, int]]:
-    """Factors with all dims of their plates; all plates; all sizes."""
+class _Graph(NamedTuple):
+    factors: list[Factor]
+    """with dims for all of their plates"""
+    origins: list[Parts]
+    """what each factor was made of; empty where nothing flows back"""
+    plates: frozenset[Hashable]
+    sizes: dict[Hashable, int]
+
+
+def _origins(
+    ring: type[SemiringRing], factors: Sequence[Factor], plates: Collection[Hashable]
+) -> list[Parts]:
+    if ring.adjoint is None:
+        return []
+    return [
+        parts_of(tensor, dims, {d: n for d, n in zip(dims, tensor.shape, strict=True) if d in plates})
+        for tensor, dims in factors
+    ]
+
+
+def _named(
+    ring: type[SemiringRing],
+    graph: _Graph,
+    result: Tensor,
+    dims: Sequence[Hashable],
+    positions: Collection[int] | None = None,
+) -> Tensor:
+    """A result of some factors (None: all) with the attributes of a packed tensor."""
+    result._pyro_dims = "".join(map(str, dims))  # type: ignore[attr-defined]
+    origins = [origin for i, origin in enumerate(graph.origins) if positions is None or i in positions]
+    attach(result, ring.adjoint, origins, dims, graph.plates)
+    return result
+
+
+def _from_tree(tree: Tree, ring: type[SemiringRing]) -> _Graph:
     plates: frozenset[Hashable] = frozenset().union(*tree)
     sizes: dict[Hashable, int] = {}
     for tensors in tree.values():
@@ -289,22 +330,24 @@ def _from_tree(tree: Tree) -> tuple[list[Factor], frozenset[Hashable], dict[Hash
             _add_sizes(sizes, tensor._pyro_dims, tensor)  # type: ignore[attr-defined]
     for plate in sorted(plates, key=str):
         sizes.setdefault(plate, 1)
-    factors: list[Factor] = []
+    graph = _Graph([], [], plates, sizes)
     for ordinal, tensors in tree.items():
+        around = {plate: sizes[plate] for plate in sorted(ordinal)}
         for tensor in tensors:
             own: str = tensor._pyro_dims  # type: ignore[attr-defined]
-            lacking = sorted(plate for plate in ordinal if plate not in own)
+            lacking = [plate for plate in around if plate not in own]
             expanded = tensor.expand([*(sizes[plate] for plate in lacking), *tensor.shape])
-            factors.append((expanded, (*lacking, *own)))
-    return factors, plates, sizes
+            graph.factors.append((expanded, (*lacking, *own)))
+            if ring.adjoint is not None:
+                graph.origins.append(parts_of(tensor, own, around))
+    return graph
 
 
-def _packed(factor: Factor) -> Tensor:
-    """A packed tensor: no dims of size 1, names sorted."""
+def _squeezed(factor: Factor) -> Factor:
+    """Without dims of size 1, names sorted."""
     tensor, dims = factor
     order = sorted((dim for dim, size in zip(dims, tensor.shape, strict=True) if size != 1), key=str)
     sizes = dict(zip(dims, tensor.shape, strict=True))
     squeezed = [dim for dim in dims if sizes[dim] != 1]
     packed = tensor.reshape([sizes[dim] for dim in squeezed]).permute([squeezed.index(dim) for dim in order])
-    packed._pyro_dims = "".join(map(str, order))  # type: ignore[attr-defined]
-    return packed
+    return packed, tuple(order)

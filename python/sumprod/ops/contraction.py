@@ -10,7 +10,7 @@ order of operations is found. The plan is run by one native operator, whatever i
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,19 @@ from sumprod._native import ops as native
 from sumprod.ops._plan import Plan, Step, make_plan
 from sumprod.ops.logsumexp import logsumexp
 
-__all__ = ["contract", "run_plan", "sample"]
+__all__ = ["Draw", "contract", "draw", "run_plan", "sample"]
 
 Dims = Sequence[Hashable]
+
+
+class Draw(NamedTuple):
+    """Values of all variables, and the totals on the way to them."""
+
+    totals: list[tuple[tuple[Hashable, ...], Tensor]]
+    """what `contract` returns without `kept`: per connected component dims (none) and total"""
+    values: dict[Hashable, tuple[tuple[Hashable, ...], Tensor]]
+    """variable -> the plates it is in, and int64 values of their sizes; where the total is -inf or NaN, they
+    mean nothing"""
 
 
 def contract(
@@ -56,6 +66,7 @@ def contract(
         TypeError: a factor is not a floating-point tensor.
         ValueError: a tensor does not have the dims named, or sizes or devices disagree.
         NotTreeStructured: (a NotImplementedError) the cost would be exponential in a plate's size.
+        MemoryBudgetError: (a MemoryError) it would take more memory than the setting `memory_budget` says.
 
     References:
         Obermeyer et al. 2019, "Tensor Variable Elimination for Plated Factor Graphs".
@@ -67,14 +78,10 @@ def contract(
     0.39
     """
     tensors, plan, dtype = _prepare(tensors, dims, plates, kept, keep_common_plates)
-    results = run_plan(plan, tensors, maximise)
-    return [
-        (plan.dims(number), value if value.dtype == dtype else value.to(dtype))
-        for number, value in zip(plan.results, results, strict=True)
-    ]
+    return _named_results(plan, run_plan(plan, tensors, maximise), dtype)
 
 
-def sample(
+def draw(
     tensors: Sequence[Tensor],
     dims: Sequence[Dims],
     plates: Iterable[Hashable] = (),
@@ -82,7 +89,7 @@ def sample(
     maximise: bool = False,
     uniforms: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> dict[Hashable, tuple[tuple[Hashable, ...], Tensor]]:
+) -> Draw:
     """Draw all variables together from their joint posterior, or find the most probable assignment.
 
     Args:
@@ -95,30 +102,53 @@ def sample(
         generator: a torch generator; None: the default one.
 
     Returns:
-        For each variable the plates it is in and its values, int64, of the sizes of these plates. Where
-        the total is -inf or NaN, the values mean nothing.
+        The values and the totals, in one pass. Not differentiable.
 
     Raises:
         As `contract`.
 
     >>> import torch
     >>> chain = [torch.tensor([0.0, 1.0]), torch.tensor([[2.0, 0.0], [0.0, 2.0]])]
-    >>> best = sample(chain, ["a", "ab"], maximise=True)
-    >>> [int(best[name][1]) for name in "ab"]
-    [1, 1]
+    >>> [(_, score)], values = draw(chain, ["a", "ab"], maximise=True)
+    >>> score.item(), [int(values[name][1]) for name in "ab"]
+    (3.0, [1, 1])
     """
-    tensors, plan, _ = _prepare(tensors, dims, plates, (), False)
+    tensors, plan, dtype = _prepare(tensors, dims, plates, (), False)
     if not maximise and uniforms is None:
         uniforms = torch.rand(
             number_of_uniforms(plan), dtype=torch.float64, device=tensors[0].device, generator=generator
         )
-    _, values = native.contract_draw(tensors, plan.encoded, None if maximise else uniforms, maximise)
+    totals, values = native.contract_draw(tensors, plan.encoded, None if maximise else uniforms, maximise)
     remaining = iter(values)
-    return {
+    found = {
         variable: (plates_of(plan, step), next(remaining))
         for step in plan.steps
         for variable in step.variables
     }
+    return Draw(_named_results(plan, totals, dtype), found)
+
+
+def sample(
+    tensors: Sequence[Tensor],
+    dims: Sequence[Dims],
+    plates: Iterable[Hashable] = (),
+    *,
+    maximise: bool = False,
+    uniforms: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[Hashable, tuple[tuple[Hashable, ...], Tensor]]:
+    """The values of `draw`, for those who know that some assignment is possible."""
+    found = draw(tensors, dims, plates, maximise=maximise, uniforms=uniforms, generator=generator)
+    return found.values
+
+
+def _named_results(
+    plan: Plan, results: Sequence[Tensor], dtype: torch.dtype
+) -> list[tuple[tuple[Hashable, ...], Tensor]]:
+    return [
+        (plan.dims(number), value if value.dtype == dtype else value.to(dtype))
+        for number, value in zip(plan.results, results, strict=True)
+    ]
 
 
 def plates_of(plan: Plan, step: Step) -> tuple[Hashable, ...]:
@@ -170,7 +200,7 @@ def _prepare(
         dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
     assert dtype is not None
     compute = torch.promote_types(dtype, torch.float32)
-    plan = make_plan(dims, sizes, plates, kept, common)
+    plan = make_plan(dims, sizes, plates, kept, common, compute.itemsize)
     return [tensor if tensor.dtype == compute else tensor.to(compute) for tensor in tensors], plan, dtype
 
 

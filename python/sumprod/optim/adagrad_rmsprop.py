@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
-from sumprod.optim._foreach import Closure, evaluate, with_gradients
+from sumprod.optim._foreach import ForeachOptimizer
 
 __all__ = ["AdagradRMSProp"]
 
 
-class AdagradRMSProp(Optimizer):
+class AdagradRMSProp(ForeachOptimizer):
     """AdaGrad's decaying step size with RMSProp's forgetting average.
 
     In step i, with gradient g and elementwise,
@@ -29,24 +28,12 @@ class AdagradRMSProp(Optimizer):
     Variational Inference", JMLR 18(14), with the constant tau = 1.
     """
 
-    separable: ClassVar[bool] = True
-
     def __init__(self, params: Any, eta: float = 1.0, delta: float = 1e-16, t: float = 0.1) -> None:
         if not eta >= 0:
             raise ValueError(f"eta must be at least 0, got {eta}")
         if not 0 <= t <= 1:
             raise ValueError(f"t must be between 0 and 1, got {t}")
         super().__init__(params, {"eta": eta, "delta": delta, "t": t})
-
-    @torch.no_grad()
-    def step(self, closure: Closure = None) -> Any:  # type: ignore[override, unused-ignore]
-        """One step for all parameters with a gradient; returns what `closure` returns, if it is given."""
-        loss = evaluate(closure)
-        for group in self.param_groups:
-            leaves, grads = with_gradients(group["params"], type(self).__name__)
-            if leaves:
-                self._step(leaves, grads, group)
-        return loss
 
     def _step(self, leaves: list[torch.Tensor], grads: list[torch.Tensor], group: dict[str, Any]) -> None:
         sums, squares, factors, old = [], [], [], []

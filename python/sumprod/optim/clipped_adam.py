@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
-from sumprod.optim._foreach import Closure, evaluate, with_gradients
+from sumprod.optim._foreach import ForeachOptimizer
 
 __all__ = ["ClippedAdam"]
 
 
-class ClippedAdam(Optimizer):
+class ClippedAdam(ForeachOptimizer):
     """Adam that clamps each gradient element to +-clip_norm and multiplies the learning rate by lrd per step.
 
     In step t of a parameter p, elementwise,
@@ -31,8 +30,6 @@ class ClippedAdam(Optimizer):
     Kingma and Ba (2015), "Adam: A Method for Stochastic Optimization", section 2 (the form with the
     corrections moved into the step size), https://arxiv.org/abs/1412.6980.
     """
-
-    separable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -67,16 +64,6 @@ class ClippedAdam(Optimizer):
             "centered_variance": centered_variance,
         }
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Closure = None) -> Any:  # type: ignore[override, unused-ignore]
-        """One step for all parameters with a gradient; returns what `closure` returns, if it is given."""
-        loss = evaluate(closure)
-        for group in self.param_groups:
-            leaves, grads = with_gradients(group["params"], type(self).__name__)
-            if leaves:
-                self._step(leaves, grads, group)
-        return loss
 
     def _step(self, leaves: list[torch.Tensor], grads: list[torch.Tensor], group: dict[str, Any]) -> None:
         alike: dict[tuple[Any, ...], list[int]] = {}

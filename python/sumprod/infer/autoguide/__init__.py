@@ -9,6 +9,7 @@ from sumprod.infer.autoguide.continuous import (
     AutoMultivariateNormal,
 )
 from sumprod.infer.autoguide.delta import AutoDelta
+from sumprod.infer.autoguide.discrete import AutoDiscreteParallel
 from sumprod.infer.autoguide.guide_list import AutoGuideList
 from sumprod.infer.autoguide.initialization import (
     InitMessenger,
@@ -29,6 +30,7 @@ __all__ = [
     "AutoContinuous",
     "AutoDelta",
     "AutoDiagonalNormal",
+    "AutoDiscreteParallel",
     "AutoGuide",
     "AutoGuideList",
     "AutoLaplaceApproximation",

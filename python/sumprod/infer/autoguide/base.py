@@ -17,7 +17,7 @@ from sumprod.handlers.trace import trace
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import site_is_subsample
 from sumprod.infer.autoguide.initialization import InitMessenger
-from sumprod.infer.autoguide.latent import LatentSite
+from sumprod.infer.autoguide.latent import GuideSite, LatentSite
 from sumprod.nn.module import PyroModule
 
 Model = Callable[..., Any]
@@ -51,9 +51,9 @@ class AutoGuide(PyroModule):
         self.prototype_trace: Trace | None = None
         self.plates: dict[str, PlateMessenger] = {}
         self._prototype_frames: dict[str, CondIndepStackFrame] = {}
-        self._latents: list[LatentSite] = []
+        self._latents: list[Any] = []  # of the type that `_guide_site` makes
         # Sites in a row with the same plates, which are entered once for all of them.
-        self._groups: list[tuple[tuple[str, ...], list[LatentSite]]] = []
+        self._groups: list[tuple[tuple[str, ...], list[Any]]] = []
 
     @property
     def model(self) -> Model:
@@ -99,11 +99,16 @@ class AutoGuide(PyroModule):
                         f" '{site['name']}'. Vectorise it: with plate('{frame.name}', {frame.full_size}): ..."
                     )
                 frames[frame.name] = frame
-            latents.append(LatentSite(site))
+            latents.append(self._guide_site(site))
         self._prototype_frames = frames
         self._latents = latents
         self._groups = [(plates, list(sites)) for plates, sites in groupby(latents, _plates_of)]
         self.prototype_trace = prototype
+
+    @staticmethod
+    def _guide_site(site: Any) -> Any:
+        """What the guide needs to know of a latent site of the prototype."""
+        return LatentSite(site)
 
     @staticmethod
     def _prototype_hide_fn(msg: Any) -> bool:
@@ -136,7 +141,7 @@ class AutoGuide(PyroModule):
         return plates
 
     def _sample_sites(
-        self, draw: Callable[[LatentSite], torch.Tensor], args: Any, kwargs: Any
+        self, draw: Callable[[Any], torch.Tensor], args: Any, kwargs: Any
     ) -> dict[str, torch.Tensor]:
         """Call `draw` for each latent site, inside its plates; returns what it returns, by site."""
         plates = self._create_plates(*args, **kwargs)
@@ -160,7 +165,7 @@ class AutoGuide(PyroModule):
         return {**super().__getstate__(), "plates": {}, "master": None}
 
 
-def _plates_of(latent: LatentSite) -> tuple[str, ...]:
+def _plates_of(latent: GuideSite) -> tuple[str, ...]:
     return latent.plates
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer.autoguide.base import AutoGuide
 from sumprod.infer.autoguide.callable import AutoCallable
+from sumprod.infer.autoguide.latent import GuideSite
 
 
 class AutoGuideList(AutoGuide, nn.ModuleList):
@@ -103,6 +104,10 @@ class AutoGuideList(AutoGuide, nn.ModuleList):
                 " samples already: hide sites from one of them by handlers.block"
             )
         result.update(new)
+
+    @staticmethod
+    def _guide_site(site: Any) -> Any:
+        return GuideSite(site)  # the parts see what else there is
 
     def _check_prototype(self, part_trace: Trace) -> None:
         """Check that a part's sites are the model's."""

@@ -15,27 +15,46 @@ from sumprod.infer.autoguide.utils import helpful_support_errors, periodic_repea
 from sumprod.params._entry import is_exp, is_identity
 
 
-class LatentSite:
-    """A latent site of the prototype, and the bijection between its support and the real numbers.
+class GuideSite:
+    """A latent site of the prototype, in its plates.
 
     Attributes:
         name: of the site; `path` is its parts between dots.
+        frames: of the vectorised plates around, outermost first; `plates` are their names.
+    """
+
+    __slots__ = ("frames", "name", "path", "plates")
+
+    def __init__(self, site: Any) -> None:
+        self.name: str = site["name"]
+        self.path = tuple(self.name.split("."))
+        self.frames: tuple[CondIndepStackFrame, ...] = tuple(site["cond_indep_stack"])
+        self.plates = tuple(frame.name for frame in self.frames)
+
+    def full_size(self, tensor: torch.Tensor, event_dim: int) -> torch.Tensor:
+        """Repeat a tensor, whose rightmost `event_dim` dims are no batch dims, along subsampled plates."""
+        for frame in self.frames:
+            full_size, dim = frame.full_size, (frame.dim or 0) - event_dim
+            if full_size is not None and full_size != frame.size and tensor.dim() >= -dim:
+                tensor = periodic_repeat(tensor, full_size, dim)
+        return tensor.contiguous()
+
+
+class LatentSite(GuideSite):
+    """A continuous latent site of the prototype, and the bijection between its support and the real numbers.
+
+    Attributes:
         support: of the distribution in the prototype run.
         value: in the prototype run; detached.
         unconstrained: the same on the real line; its rightmost `unconstrained_event_dim` dims are no
             batch dims.
-        frames: of the vectorised plates around, outermost first; `plates` are their names.
         event_dim: number of rightmost dims of `value` that are no batch dims.
         transform: from the real line to the support.
     """
 
     __slots__ = (
         "event_dim",
-        "frames",
         "log_abs_det_jacobian",
-        "name",
-        "path",
-        "plates",
         "support",
         "transform",
         "unconstrained",
@@ -44,16 +63,13 @@ class LatentSite:
     )
 
     def __init__(self, site: Any) -> None:
+        super().__init__(site)
         fn = site["fn"]
-        self.name: str = site["name"]
         if not isinstance(fn, Distribution):
             raise TypeError(
                 f"an automatic guide needs a distribution at site '{self.name}', not {fn!r}: hide the"
                 f" site, e.g. handlers.block(model, hide=['{self.name}'])"
             )
-        self.path = tuple(self.name.split("."))
-        self.frames: tuple[CondIndepStackFrame, ...] = tuple(site["cond_indep_stack"])
-        self.plates = tuple(frame.name for frame in self.frames)
         self.value: torch.Tensor = site["value"].detach()
         self.event_dim: int = fn.event_dim  # type: ignore[attr-defined]
         with helpful_support_errors(site), torch.no_grad():
@@ -73,14 +89,6 @@ class LatentSite:
             self.transform, self.log_abs_det_jacobian = torch.exp, _log_of_exp
         else:
             self.log_abs_det_jacobian = self.transform.log_abs_det_jacobian
-
-    def full_size(self, tensor: torch.Tensor, event_dim: int) -> torch.Tensor:
-        """Repeat a tensor, whose rightmost `event_dim` dims are no batch dims, along subsampled plates."""
-        for frame in self.frames:
-            full_size, dim = frame.full_size, (frame.dim or 0) - event_dim
-            if full_size is not None and full_size != frame.size and tensor.dim() >= -dim:
-                tensor = periodic_repeat(tensor, full_size, dim)
-        return tensor.contiguous()
 
     def constrain(self, unconstrained: torch.Tensor) -> torch.Tensor:
         """The value within the support that belongs to a point of the real line."""

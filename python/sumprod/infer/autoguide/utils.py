@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sumprod.errors import describe_plates
 from sumprod.handlers.trace import trace
 from sumprod.handlers.util import site_is_subsample
 from sumprod.nn.module import PyroModule, PyroParam
@@ -64,11 +65,11 @@ def helpful_support_errors(site: Any) -> Iterator[None]:
         if not _is_discrete(site["fn"]):
             raise
         name = site["name"]
-        where = "".join(f" in plate '{frame.name}'" for frame in site["cond_indep_stack"])
         raise ValueError(
-            f"Continuous inference cannot handle discrete sample site '{name}'{where}"
-            f" ({type(site['fn']).__name__}). Sum it out: enumerate it in the model and hide it from the"
-            f" guide, e.g. AutoNormal(handlers.block(model, hide=['{name}'])) with TraceEnum_ELBO"
+            f"Continuous inference cannot handle discrete sample site '{name}'"
+            f"{describe_plates(site['cond_indep_stack'])} ({type(site['fn']).__name__})."
+            " Sum it out: enumerate it in the model and hide it from the guide, e.g."
+            f" AutoNormal(handlers.block(model, hide=['{name}'])) with TraceEnum_ELBO"
         ) from error
 
 

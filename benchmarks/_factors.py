@@ -1,0 +1,73 @@
+"""Factor graphs for the contraction benchmarks: every library gets the same tensors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sumprod.ops.contraction import contract
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Log-factors in float32, the one-character names of their dims, and a plate, if any, that all are in.
+
+    A factor whose dims lack the plate is the same in all of its slices.
+    """
+
+    tensors: Sequence[Tensor]
+    dims: Sequence[str]
+    plate: str = ""
+
+    @property
+    def variables(self) -> set[str]:
+        return {name for dims in self.dims for name in dims} - {self.plate}
+
+    def leaves(self) -> list[Tensor]:
+        return [tensor.clone().requires_grad_() for tensor in self.tensors]
+
+    def by_tree(self, library: ModuleType) -> Callable[[Sequence[Tensor]], Tensor]:
+        """Totals by a library's `contract_tensor_tree`, of all components together; [plate] or scalar."""
+        plates = frozenset(self.plate)
+        variables = self.variables
+
+        def call(tensors: Sequence[Tensor]) -> Tensor:
+            packed = []
+            for tensor, dims in zip(tensors, self.dims, strict=True):
+                view = tensor.view_as(tensor)  # names belong to the view: the tensor itself stays as it is
+                view._pyro_dims = dims  # type: ignore[attr-defined]
+                packed.append(view)
+            parts = library.contract_tensor_tree(OrderedDict({plates: packed}), variables)[plates]
+            return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+        return call
+
+    def by_contract(self) -> Callable[[Sequence[Tensor]], Tensor]:
+        """The same by `sumprod.ops.contraction.contract`, which wants the plate as a dim of every factor."""
+        sizes = {
+            name: size
+            for tensor, dims in zip(self.tensors, self.dims, strict=True)
+            for name, size in zip(dims, tensor.shape, strict=True)
+        }
+        names = [dims if self.plate in dims else self.plate + dims for dims in self.dims]
+
+        def call(tensors: Sequence[Tensor]) -> Tensor:
+            expanded = [
+                tensor.expand(sizes[self.plate], *tensor.shape) if len(own) > tensor.dim() else tensor
+                for tensor, own in zip(tensors, names, strict=True)
+            ]
+            parts = [part for _, part in contract(expanded, names, self.plate, keep_common_plates=True)]
+            return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+        return call
+
+
+def gradients(total: Callable[[Sequence[Tensor]], Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Totals, and the gradients of their sum with respect to every factor."""
+    value = total(leaves)
+    return (value.detach(), *torch.autograd.grad(value.sum(), list(leaves)))

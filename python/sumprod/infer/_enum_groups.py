@@ -1,0 +1,277 @@
+"""Log-densities of many sites around enumerated variables, in one call for each kind of site.
+
+Along a chain every step has the same sites. Sites of one family with equal shapes are stacked along a new
+leftmost dim, their parameters as they were before expansion to the plates, and evaluated by the family's
+own methods. Of a site that depends on an enumerated variable, plates inside which no variable lives are
+summed over at once: factors along such a plate are multiplied before anything else anyway.
+
+A site takes part when it is enumerated over a Categorical, or when it is observed, of a family that can
+be stacked (perhaps under `to_event`), perhaps inside `handlers.mask`. Where the stacked call raises, its
+sites are evaluated one by one, so that the error names the site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sumprod.distributions import Categorical, Independent
+from sumprod.distributions._checks import eager, satisfied
+from sumprod.distributions._family import NO_DIMS
+from sumprod.distributions._masking import filled
+from sumprod.distributions._support import is_whole_support
+from sumprod.distributions.util import broadcast_shape, scale_and_mask
+from sumprod.handlers.trace_struct import Trace
+from sumprod.infer._checks import check_density_shape
+from sumprod.infer._enum_logits import fill_logits
+from sumprod.infer._enum_sites import Term, site_density, site_term, unmasked
+from sumprod.infer._stacked_family import before_expansion, parameter_names, with_parameters
+from sumprod.infer._sufficient import has_statistics, summed_log_prob
+from sumprod.settings import state
+
+__all__ = ["site_terms"]
+
+_MOST_ENTRIES = 1 << 18  # of one stacked tensor; above that, memory costs more than calls
+
+
+class _Member(NamedTuple):
+    """A site that can be evaluated together with others of its kind."""
+
+    site: Any
+    fn: Any  # under `to_event`
+    event: int  # dims of `to_event`
+    names: tuple[str, ...]  # of the parameters
+    parameters: list[Tensor]  # before expansion
+    mask: Tensor | None
+
+
+class _Layout(NamedTuple):
+    """What becomes of the dims of a density. Dims are batch dims of the family, those of `to_event` too."""
+
+    rank: int
+    summed: tuple[int, ...]
+    repeats: int  # the product of the sizes of plates to be summed over along which nothing varies
+    varying: tuple[int, ...]  # dims of the term along which the density varies
+    constant: tuple[tuple[int, int], ...]  # other dims of the term, and their sizes
+    product: bool  # data and parameters share no dim of the term
+    shape: tuple[int, ...]  # of the site's density
+    entries: int  # of the largest tensor in the computation
+
+
+def site_terms(
+    trace: Trace, sites: Sequence[Any], variables: Mapping[int, Any], max_plate_nesting: float
+) -> list[Term]:
+    """The log-densities of sites, those that depend on `variables` in groups where possible.
+
+    Args:
+        trace: where the sites are.
+        sites: sample sites.
+        variables: the enumerated variables to be summed out; id -> site.
+        max_plate_nesting: the largest -dim of any plate.
+
+    Returns:
+        Per site as `site_term(site, site_density(trace, site, max_plate_nesting))`, but terms that depend on
+        `variables` are summed over plates in which no variable lives.
+
+    Raises:
+        ValueError: a value does not suit its distribution; a density's shape does not suit the plates.
+    """
+    grouped = _grouped_terms(sites, variables, max_plate_nesting) if variables and eager() else {}
+    fill_logits(site for site in sites if site["name"] not in grouped)
+    return [
+        grouped.get(site["name"]) or site_term(site, site_density(trace, site, max_plate_nesting))
+        for site in sites
+    ]
+
+
+def _grouped_terms(
+    sites: Iterable[Any], variables: Mapping[int, Any], max_plate_nesting: float
+) -> dict[str, Term]:
+    """Name -> term, of the sites that can be evaluated in groups."""
+    occupied = {frame.name for owner in variables.values() for frame in owner["cond_indep_stack"]}
+    groups: dict[Hashable, list[_Member]] = {}
+    for site in sites:
+        member = _member(site)
+        if member is not None:
+            groups.setdefault(_kind(member, variables, occupied), []).append(member)
+    terms: dict[str, Term] = {}
+    for members in groups.values():
+        layout = _layout(members[0], variables, occupied)
+        if layout is None or (len(members) == 1 and not layout.summed):
+            continue
+        if state.validate_infer:
+            check_density_shape(members[0].site, layout.shape, max_plate_nesting)
+        count = max(1, _MOST_ENTRIES // layout.entries)
+        for i in range(0, len(members), count):
+            terms.update(_terms(members[i : i + count], layout))
+    return terms
+
+
+def _member(site: Any) -> _Member | None:
+    """A site as a member of a group, if it can be one."""
+    fn, value, mask = site["fn"], site["value"], site["mask"]
+    if site["args"] or site["kwargs"] or not isinstance(value, Tensor):
+        return None
+    event = 0
+    if site["infer"].get("_enumerate_dim") is not None:
+        fn, mask = unmasked(fn), None
+        if type(fn) is not Categorical or not is_whole_support(value, fn._num_events):
+            return None
+    elif not site["is_observed"] or not (mask is None or isinstance(mask, Tensor)):
+        return None
+    elif type(fn) is Independent:
+        event, fn = fn.reinterpreted_batch_ndims, fn.base_dist
+    names = parameter_names(fn)
+    if names is None:
+        return None
+    parameters = [before_expansion(fn.__dict__[name]) for name in names]
+    if any(parameter.device != value.device for parameter in parameters):
+        return None
+    return _Member(site, fn, event, names, parameters, mask)
+
+
+def _kind(member: _Member, variables: Container[Any], occupied: Container[Hashable]) -> Hashable:
+    """Equal for sites that can be evaluated together."""
+    site, fn, event, names, parameters, mask = member
+    infer, value = site["infer"], site["value"]
+    return (
+        type(fn),
+        names,
+        event,
+        fn._batch_shape,
+        fn._validate_args,
+        fn.__dict__.get("_exact_zeros"),
+        *[(parameter.shape, parameter.dtype) for parameter in parameters],
+        value.shape,
+        value.dtype,
+        None if mask is None else mask.shape,
+        infer.get("_enumerate_dim"),
+        *[(dim, number in variables) for dim, number in infer.get("_dim_to_id", {}).items()],
+        *[(frame.dim, frame.size, frame.name in occupied) for frame in site["cond_indep_stack"]],
+    )
+
+
+def _layout(member: _Member, variables: Container[Any], occupied: Container[Hashable]) -> _Layout | None:
+    """The layout of a site's density; None when it is to be evaluated by itself."""
+    site, fn, event, _, parameters, mask = member
+    own = _own_dims(fn)
+    mask_shape = () if mask is None else (*mask.shape, *[1] * event)
+    try:
+        of_parameters = broadcast_shape(*[x.shape[: x.dim() - own] for x in parameters])
+        of_data = broadcast_shape(site["value"].shape, mask_shape)
+        shape = broadcast_shape(of_parameters, of_data, fn._batch_shape)
+    except ValueError:
+        return None  # evaluated by itself, the site raises the error that names it
+    rank = len(shape)
+    of_parameters = (1,) * (rank - len(of_parameters)) + of_parameters
+    of_data = (1,) * (rank - len(of_data)) + of_data
+    frames = {frame.dim - event: frame for frame in site["cond_indep_stack"] if frame.dim is not None}
+    numbers = site["infer"].get("_dim_to_id", {})
+    summed, varying, constant, repeats = list(range(-event, 0)), [], [], 1
+    depends, product = False, has_statistics(type(fn))
+    for dim in range(-rank, -event):
+        varies = of_parameters[dim] > 1 or of_data[dim] > 1
+        if dim in frames:
+            if frames[dim].name not in occupied:
+                summed.append(dim)
+                continue
+        elif varies:
+            if numbers.get(dim + event) not in variables:
+                return None
+            depends = True
+        if varies:
+            varying.append(dim)
+            product = product and (of_parameters[dim] == 1 or of_data[dim] == 1)
+        elif shape[dim] > 1:
+            constant.append((dim, shape[dim]))
+    if not depends or any(dim < -rank and frame.size > 1 for dim, frame in frames.items()):
+        return None
+    for dim in summed:
+        if of_parameters[dim] == of_data[dim] == 1:
+            repeats *= shape[dim]
+    product = product and bool(summed)
+    term = [size for dim, size in enumerate(shape, -rank) if dim not in summed]
+    return _Layout(
+        rank=rank,
+        summed=tuple(summed),
+        repeats=repeats,
+        varying=tuple(varying),
+        constant=tuple(constant),
+        product=product,
+        shape=shape[: rank - event],
+        entries=max(prod(of_parameters), prod(of_data), prod(term)) if product else prod(shape),
+    )
+
+
+def _own_dims(fn: Any) -> int:
+    """How many dims a parameter has to the right of the batch dims."""
+    return int(type(fn) is Categorical)
+
+
+def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, Term]]:
+    density = _density(members, layout)
+    if density is None:
+        return
+    if layout.repeats > 1:
+        density = density * layout.repeats
+    # Names go with dims in this order: along which nothing varies, then the others.
+    sizes = [density.shape[dim] for dim in layout.varying]
+    if layout.constant:
+        density = density.reshape([len(members)] + [1] * len(layout.constant) + sizes)
+        density = density.expand([len(members), *(size for _, size in layout.constant), *sizes])
+    else:
+        density = density.reshape([len(members), *sizes])
+    positions = [dim for dim, _ in layout.constant] + list(layout.varying)
+    gone = set(layout.summed)
+    for member, row in zip(members, density.unbind(), strict=True):
+        site, event = member.site, member.event
+        names = dict(site["infer"]["_dim_to_id"])
+        plates = []
+        for frame in site["cond_indep_stack"]:
+            if frame.dim is not None:
+                names[frame.dim] = frame.name
+                if frame.dim - event not in gone:
+                    plates.append(frame.name)
+        yield site["name"], Term(frozenset(plates), tuple([names[dim + event] for dim in positions]), row)
+
+
+def _density(members: Sequence[_Member], layout: _Layout) -> Tensor | None:
+    """[sites, *batch dims], with size 1 along summed dims; None when a value does not suit its family."""
+    site, first, event, names, *_ = members[0]
+    parameters = [
+        _stacked([member.parameters[i] for member in members], layout.rank + _own_dims(first))
+        for i in range(len(names))
+    ]
+    fn = with_parameters(first, names, parameters)
+    log_prob: Tensor
+    if site["infer"].get("_enumerate_dim") is not None:
+        dim = -site["value"].dim()
+        log_prob = fn.logits.transpose(-1, dim - 1).squeeze(-1)
+        return log_prob
+    value = _stacked([member.site["value"] for member in members], layout.rank)
+    masks = [
+        member.mask.reshape(member.mask.shape + (1,) * event) for member in members if member.mask is not None
+    ]
+    mask = _stacked(masks, layout.rank) if masks else None
+    if mask is not None:
+        value = filled(value, mask, fn.support, NO_DIMS)
+    if layout.product:
+        if fn._validate_args and not satisfied(fn.support, value):
+            return None
+        return summed_log_prob(fn, value, mask, [dim + layout.rank + 1 for dim in layout.summed])
+    try:
+        log_prob = scale_and_mask(fn.log_prob(value), mask=mask)
+    except ValueError:
+        return None
+    return log_prob.sum(layout.summed, keepdim=True) if layout.summed else log_prob
+
+
+def _stacked(tensors: list[Tensor], rank: int) -> Tensor:
+    """Tensors of equal shape along a new leftmost dim, with `rank` dims to its right."""
+    stacked = torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+    missing = rank + 1 - stacked.dim()
+    return stacked.reshape(stacked.shape[:1] + (1,) * missing + stacked.shape[1:]) if missing else stacked

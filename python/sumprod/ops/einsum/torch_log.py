@@ -1,0 +1,8 @@
+"""Logs of weights: logsumexp of sums."""
+
+from sumprod.ops.einsum._backend import Backend
+
+__all__ = ["einsum", "tensordot", "transpose"]
+
+_BACKEND = Backend(__name__)
+einsum, tensordot, transpose = _BACKEND.einsum, _BACKEND.tensordot, _BACKEND.transpose
