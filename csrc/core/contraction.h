@@ -38,11 +38,11 @@ struct ContractionFactor {
 
 // A factor that is the same for all lanes, made ready once for all tiles.
 struct ContractionShared {
-  int32_t message;    // one that holds it
-  int32_t factor;     // its tensor
-  int64_t value_at;   // elements before it
-  int64_t slice_at;   // slices before it
-  bool accumulates;   // its gradient is summed over all lanes and places
+  int32_t message;   // one that holds it
+  int32_t factor;    // its tensor
+  int64_t value_at;  // elements before it
+  int64_t slice_at;  // slices before it
+  bool accumulates;  // its gradient is summed over all lanes and places
 };
 
 struct ContractionMessage {
@@ -111,9 +111,9 @@ struct ContractionShape {
   int32_t messages, steps;
   const ContractionMessage* message;
   const ContractionStep* step;
-  int64_t lanes;      // size of the lane plate
-  bool has_lanes;     // otherwise registers run along elements
-  int32_t inputs;     // of the step that has most
+  int64_t lanes;            // size of the lane plate
+  bool has_lanes;           // otherwise registers run along elements
+  int32_t inputs;           // of the step that has most
   int64_t terms, elements;  // of the step that has most
   // Of a tile's memory, in lanes and in slices: outputs of steps stay, factors share what comes after.
   int64_t kept_values, values, slices;
@@ -132,7 +132,7 @@ struct ContractionPhase {
   void* shared_value;
   double* shared_scale;
   int64_t* shared_lowest;
-  double* partial;    // [tiles, partial_row]
+  double* partial;             // [tiles, partial_row]
   const double* partial_grad;  // [partial_row], in the backward pass
   bool is_float;               // factors are float32: use float where it is wide enough
   bool max_plus;
@@ -141,9 +141,9 @@ struct ContractionPhase {
 
 struct ContractionTask {
   const ContractionPhase* phase;
-  int64_t begin, end;    // tiles, or shared factors
-  void* memory;          // null: nothing is computed, and the bytes needed are returned
-  double* shared_grad;   // in the backward pass: where these tiles add up the gradients of shared factors
+  int64_t begin, end;   // tiles, or shared factors
+  void* memory;         // null: nothing is computed, and the bytes needed are returned
+  double* shared_grad;  // in the backward pass: where these tiles add up the gradients of shared factors
 };
 
 SUMPROD_DECLARE_KERNEL(int64_t, contract_prepare, (const ContractionTask&))

@@ -66,9 +66,7 @@ class AdjointTile : public Tile<L, kArithmetic> {
   }
 
  private:
-  Lane* bar(int32_t number) const {
-    return reinterpret_cast<Lane*>(memory_.bars) + shape_.message[number].value_at;
-  }
+  Lane* bar(int32_t number) const { return reinterpret_cast<Lane*>(memory_.bars) + shape_.message[number].value_at; }
 
   // Zero in lanes that repeat the last slice, so that sums over lanes may take all.
   Lane in_use(Lane x) const {
@@ -241,9 +239,8 @@ class AdjointTile : public Tile<L, kArithmetic> {
         for (int l = 0; l < count_; ++l) grad[i] += double(L::get(bars[i], l));
       }
     } else if (factor.grad != nullptr) {
-      with_type(factor.grad_view.is_double, factor.grad, [&](auto* data) {
-        store_message<L>(m, factor.grad_view, factor.adds, bars, data, first_, count_);
-      });
+      with_type(factor.grad_view.is_double, factor.grad,
+                [&](auto* data) { store_message<L>(m, factor.grad_view, factor.adds, bars, data, first_, count_); });
     }
   }
 

@@ -153,8 +153,8 @@ void store_slice(const ContractionMessage& m, const ContractionView& view, const
 }
 
 template <class L, class Stored>
-void store_message(const ContractionMessage& m, const ContractionView& view, bool adds,
-                   const typename L::Lane* values, Stored* data, int64_t first, int64_t count) {
+void store_message(const ContractionMessage& m, const ContractionView& view, bool adds, const typename L::Lane* values,
+                   Stored* data, int64_t first, int64_t count) {
   data += first * view.lane_stride;
   for (int64_t s = 0; s < m.slices; ++s, values += m.elements) {
     if (adds) {

@@ -110,8 +110,8 @@ void shared_row_adjoint(const Vec<Real>* row, const Real* matrix, const Vec<Real
 // The share of such a matrix, summed over the lanes: grad[t, e] += matrix[t, e] * sum over lanes of row[t] * w[e].
 // `turned` is scratch: W rows of as many elements, for w with lanes and elements exchanged.
 template <class Real>
-SUMPROD_NOINLINE void shared_matrix_adjoint(const Vec<Real>* row, const Real* matrix, const Vec<Real>* w,
-                                            int64_t terms, int64_t elements, Vec<Real>* turned, double* grad) {
+SUMPROD_NOINLINE void shared_matrix_adjoint(const Vec<Real>* row, const Real* matrix, const Vec<Real>* w, int64_t terms,
+                                            int64_t elements, Vec<Real>* turned, double* grad) {
   constexpr int W = Simd<Real>::kWidth;
   int64_t e = 0;
   for (; e + W <= elements; e += W) {

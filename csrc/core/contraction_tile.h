@@ -36,18 +36,18 @@ struct TileMemory {
   char* slots;
   char* rows;
   char *term_row, *term_grad;  // one entry per term
-  char *element_row;           // one per element
+  char* element_row;           // one per element
   char* turned;                // a square of entries
 };
 
 // A message. An entry of a factor that is the same in all lanes is one number.
 template <class L>
 struct Slot {
-  typename L::Lane* value;        // null: `shared` instead
+  typename L::Lane* value;  // null: `shared` instead
   const typename L::Real* shared;
-  double* scale;                  // log-scale, [slices, lanes]; of shared ones [slices]
-  typename L::Lane* norm;         // the power of two by which a step's sums were multiplied, per slice
-  int64_t lowest;                 // exponent of the smallest entry that is not 0
+  double* scale;           // log-scale, [slices, lanes]; of shared ones [slices]
+  typename L::Lane* norm;  // the power of two by which a step's sums were multiplied, per slice
+  int64_t lowest;          // exponent of the smallest entry that is not 0
 };
 
 // What stands for the input of a step, in one slice.

@@ -45,8 +45,8 @@ CompiledPlan::CompiledPlan(const std::string& encoded) : program_(encoded) {
   for (Component& component : sumprod::components(program_)) {
     CompiledComponent& compiled = components_.emplace_back();
     if (component.lane >= 0) {
-      compiled.inner = std::make_unique<PhaseProgram>(program_, component.lane_steps,
-                                                      component.result_has_lane ? component.result : -1, component.lane);
+      compiled.inner = std::make_unique<PhaseProgram>(
+          program_, component.lane_steps, component.result_has_lane ? component.result : -1, component.lane);
     }
     if (!component.result_has_lane) {
       compiled.outer = std::make_unique<PhaseProgram>(program_, component.rest_steps, component.result, -1);
@@ -64,9 +64,8 @@ std::shared_ptr<const CompiledViews> CompiledPlan::views(OperandLayouts layouts,
   const std::vector<SlotLayout> operands = unpacked(*this, layouts);
   for (const CompiledComponent& compiled : components_) {
     const auto make = [&](const std::unique_ptr<PhaseProgram>& phase) {
-      return phase == nullptr
-                 ? nullptr
-                 : std::make_unique<PhaseViews>(*phase, operands, layouts.is_double, with_gradients);
+      return phase == nullptr ? nullptr
+                              : std::make_unique<PhaseViews>(*phase, operands, layouts.is_double, with_gradients);
     };
     made->components.push_back({make(compiled.inner), make(compiled.outer)});
   }
@@ -93,9 +92,8 @@ std::shared_ptr<const CompiledPlan> compiled_plan(const std::string& encoded) {
   }
   auto plan = std::make_shared<const CompiledPlan>(encoded);
   if (known.size() >= kKeptPlans) {
-    known.erase(std::min_element(known.begin(), known.end(), [](const auto& a, const auto& b) {
-      return a.second.last_use < b.second.last_use;
-    }));
+    known.erase(std::min_element(known.begin(), known.end(),
+                                 [](const auto& a, const auto& b) { return a.second.last_use < b.second.last_use; }));
   }
   known.emplace(encoded, Kept{plan, ++clock});
   return plan;

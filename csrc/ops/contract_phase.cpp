@@ -244,7 +244,8 @@ PhaseViews::PhaseViews(const PhaseProgram& phase, const std::vector<SlotLayout>&
     if (with_gradients) {
       const SlotLayout& grad = linked ? layout : contiguous_layout(program, input.slot, layout.broadcast);
       factor.grad_view = view_of(phase, input.slot, grad, linked || is_double, lists_);
-      factor.adds = !linked && (uses[operand] > 1 || std::count(layout.broadcast.begin(), layout.broadcast.end(), true));
+      factor.adds =
+          !linked && (uses[operand] > 1 || std::count(layout.broadcast.begin(), layout.broadcast.end(), true));
     }
     if (phase.lane() >= 0 && factor.view.lane_stride == 0 && (one_for_all || !with_gradients)) {
       share(phase, factors.size() - 1, operand, with_gradients);

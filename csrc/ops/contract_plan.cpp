@@ -20,7 +20,8 @@ class Reader {
   int64_t next() {
     int64_t value = -1;
     const auto [stop, error] = std::from_chars(at_, end_, value);
-    STD_TORCH_CHECK(error == std::errc() && (stop == end_ || *stop == ' '), "sumprod::contract: the plan ends too early");
+    STD_TORCH_CHECK(error == std::errc() && (stop == end_ || *stop == ' '),
+                    "sumprod::contract: the plan ends too early");
     at_ = stop == end_ ? stop : stop + 1;
     return value;
   }

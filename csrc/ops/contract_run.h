@@ -71,8 +71,8 @@ class BoundPhase {
 // One component: its phases and the numbers that go between them.
 class ComponentRun {
  public:
-  ComponentRun(const CompiledComponent& compiled, const ComponentViews& views,
-               const std::vector<OperandData>& operands, bool is_double);
+  ComponentRun(const CompiledComponent& compiled, const ComponentViews& views, const std::vector<OperandData>& operands,
+               bool is_double);
 
   void forward(void* result, bool max_plus);
   void backward(const void* result_grad, const SlotLayout& layout);
