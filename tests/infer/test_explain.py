@@ -38,7 +38,7 @@ def hmm(length: int, count: int = 2, states: int = 3) -> None:
 
 
 def plans_of_the_loss(model: Any, guide: Any, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
-    """The plans that a loss really runs."""
+    """The plans that a loss really runs, without the checks that spread the dims of first runs."""
     made: list[Plan] = []
     plain = contraction.make_plan
 
@@ -46,7 +46,7 @@ def plans_of_the_loss(model: Any, guide: Any, monkeypatch: pytest.MonkeyPatch) -
         made.append(plain(*args, **kwargs))
         return made[-1]
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, settings.context(validate_infer=False):
         patch.setattr(contraction, "make_plan", record)
         TraceEnum_ELBO(strict_enumeration_warning=False).loss(model, guide)
     return made
@@ -320,6 +320,41 @@ def test_wide_factors_and_costly_steps() -> None:
     notes = "\n".join(explain(model, nothing).notes)
     assert "wide factor: site 'effect' depends on 6 enumerated variables ('cause_0', 'cause_1'" in notes
     assert "64 elements" in notes
+
+
+def test_plan_of_a_loss_is_that_of_explain() -> None:
+    elbo = TraceEnum_ELBO()
+    elbo._check_scopes = False
+    found = elbo.plan(hmm, nothing, 6, count=3)
+    assert repr(found) == repr(explain(hmm, nothing, 6, count=3).plan)
+    assert sumprod.explain is explain
+    assert list(sumprod.get_param_store()) == []
+
+
+def test_plan_of_vectorised_particles() -> None:
+    def guide(length: int) -> None:
+        sumprod.sample("u", Normal(0.0, 1.0))
+
+    def model(length: int) -> None:
+        u = sumprod.sample("u", Normal(0.0, 1.0))
+        z = sumprod.sample("z", Bernoulli(0.5), infer=PARALLEL)
+        sumprod.sample("x", Normal(z + u, 1.0), obs=torch.tensor(0.0))
+
+    [component] = TraceEnum_ELBO(num_particles=7, vectorize_particles=True).plan(model, guide, 1).components
+    assert component.result == ("num_particles_vectorized",)
+    assert component.flops == 7 * 4
+
+
+def test_memory_budget_of_a_loss() -> None:
+    needed = explain(hmm, nothing, 5).plan.peak_bytes
+    with settings.context(memory_budget=1):  # the option overrides the setting
+        TraceEnum_ELBO(memory_budget=needed).loss(hmm, nothing, 5)
+        TraceEnum_ELBO(memory_budget=needed).compute_marginals(hmm, nothing, 5)
+    elbo = TraceEnum_ELBO(memory_budget=needed - 1)
+    for method in (elbo.loss, elbo.loss_and_grads, elbo.compute_marginals, elbo.sample_posterior):
+        with pytest.raises(MemoryError, match=f"more than memory_budget={needed - 1:,} allows"):
+            method(hmm, nothing, 5)
+    assert elbo.plan(hmm, nothing, 5).peak_bytes == needed
 
 
 def test_memory_budget() -> None:
