@@ -324,7 +324,7 @@ def test_samples_are_states_and_padding(
     assert ((samples[:, real] >= 0) & (samples[:, real] < STATES)).all()
     found = (samples[..., None] == torch.arange(STATES)).double().mean(dim=(0, 1, 2))
     expected = bach.smoothed(fitted[0], train).double().mean(dim=(0, 1))
-    # 30,000 states, most of them nearly certain: 0.02 is more than five standard errors, correlation included.
+    # 30,000 states, most of them nearly certain: 0.02 is more than five standard errors, though correlated.
     assert (found - expected).abs().max() < 0.02
 
 
