@@ -14,9 +14,11 @@ import sumprod
 from sumprod import handlers, settings
 from sumprod._random import get_rng_state
 from sumprod.distributions import Bernoulli, Categorical, Normal, Poisson, constraints
-from sumprod.infer import TraceEnum_ELBO, config_enumerate, explain
+from sumprod.infer import SVI, TraceEnum_ELBO, config_enumerate, explain
+from sumprod.infer.autoguide import AutoNormal
 from sumprod.ops import contraction
 from sumprod.ops._plan import Plan
+from sumprod.optim import Adam
 from tests.infer.discrete_programs import PLATE_SIZES, Program, programs
 
 PARALLEL = {"enumerate": "parallel"}
@@ -427,3 +429,26 @@ def test_nothing_leaks_from_a_program_that_raises() -> None:
         explain(model, nothing)
     assert list(sumprod.get_param_store()) == []
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_training_goes_on_as_if_nothing_had_been_explained() -> None:
+    def model(x: torch.Tensor) -> None:
+        loc = sumprod.sample("loc", Normal(0.0, 3.0))
+        with sumprod.plate("rows", len(x)):
+            z = sumprod.sample("z", Bernoulli(0.5), infer=PARALLEL)
+            sumprod.sample("x", Normal(loc * z, 1.0), obs=x)
+
+    def losses(explained: bool) -> list[float]:
+        sumprod.clear_param_store()
+        torch.manual_seed(0)
+        guide = AutoNormal(handlers.block(model, hide=["z"]))
+        x = torch.tensor([0.1, 2.0, 2.2])
+        svi = SVI(model, guide, Adam({"lr": 0.1}), TraceEnum_ELBO())
+        found = []
+        for _ in range(3):
+            if explained:
+                explain(model, guide, x)
+            found.append(svi.step(x))
+        return found
+
+    assert losses(True) == losses(False)
