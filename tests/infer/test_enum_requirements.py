@@ -7,6 +7,7 @@ import pytest
 import sumprod
 from sumprod import handlers
 from sumprod.distributions import Bernoulli
+from sumprod.infer import TraceEnum_ELBO
 from sumprod.util import check_traceenum_requirements
 
 PARALLEL = {"enumerate": "parallel"}
@@ -125,3 +126,27 @@ def test_subsample_sites_do_not_count():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_traceenum_requirements(one, one)
+
+
+def test_loss_warns_of_guide_sites_that_are_depended_on_from_outside():
+    def program(depends, marked):
+        with sumprod.plate("rows", 3):
+            a = sumprod.sample("a", Bernoulli(0.3), infer=PARALLEL if marked else {})
+        probs = 0.2 + 0.5 * (a[..., :1] if depends else 0.0)
+        sumprod.sample("b", Bernoulli(probs), infer=PARALLEL if marked else {})
+
+    def loss(in_model, in_guide):
+        TraceEnum_ELBO(max_plate_nesting=1).loss(
+            lambda: program(in_model, False), lambda: program(in_guide, True)
+        )
+
+    match = "possibly invalid dependency: site 'b' depends on site 'a', which is inside plate 'rows'"
+    with pytest.warns(RuntimeWarning, match=match):
+        loss(True, False)
+    with pytest.warns(RuntimeWarning, match=match):
+        loss(False, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(False, False)
+        with sumprod.validation_enabled(False):
+            loss(True, True)

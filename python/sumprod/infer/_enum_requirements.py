@@ -3,11 +3,53 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from sumprod.handlers.util import site_is_subsample
+from sumprod.infer._enum_sites import ordinal_of, variable_of
 
-__all__ = ["check_traceenum_requirements"]
+__all__ = ["check_guide_dependencies", "check_traceenum_requirements", "warn_of_dependency"]
+
+
+def warn_of_dependency(site: Any, owner: Any) -> None:
+    """Warn when a site, which depends on the enumerated site `owner`, is not in all of its plates."""
+    inside = ordinal_of(site)
+    for frame in owner["cond_indep_stack"]:
+        if frame.dim is not None and frame.size > 1 and frame.name not in inside:
+            warnings.warn(
+                f"Found possibly invalid dependency: site '{site['name']}' depends on site '{owner['name']}',"
+                f" which is inside plate '{frame.name}', from outside it; move '{site['name']}' into the"
+                " plate",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def check_guide_dependencies(traces: Iterable[Any], guide_trace: Any) -> None:
+    """Warn of sites that vary with an enumerated site of the guide, and are outside one of its plates."""
+    owners = {
+        variable_of(site): site
+        for site in guide_trace.nodes.values()
+        if site["type"] == "sample" and "_enumerate_dim" in site["infer"] and ordinal_of(site)
+    }
+    if not owners:
+        return
+    for one in traces:
+        for site in one.nodes.values():
+            if site["type"] != "sample":
+                continue
+            for dim, variable in site["infer"].get("_dim_to_id", {}).items():
+                owner = owners.get(variable)
+                if owner is not None and owner["name"] != site["name"] and _varies(site, dim):
+                    warn_of_dependency(site, owner)
+
+
+def _varies(site: Any, dim: int) -> bool:
+    """Whether the density of a site varies along a batch dim."""
+    value = site["value"].shape
+    value = value[: len(value) - len(site["fn"]._event_shape)]
+    return any(len(shape) >= -dim and shape[dim] > 1 for shape in (site["fn"].batch_shape, value))
 
 
 def check_traceenum_requirements(model_trace: Any, guide_trace: Any) -> None:

@@ -31,6 +31,7 @@ from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._enum_groups import site_terms
 from sumprod.infer._enum_guide import guide_terms, masked_term
 from sumprod.infer._enum_marginals import site_marginals
+from sumprod.infer._enum_requirements import check_guide_dependencies
 from sumprod.infer._enum_sites import Term
 from sumprod.infer._nesting import deepest_plate
 from sumprod.infer._program_plan import ProgramPlan, plan_of_graph, run_hidden, variable_names
@@ -92,6 +93,7 @@ class TraceEnum_ELBO(ELBO):
         self._check_marks(model_trace, guide_trace)
         if state.validate_infer:
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+            check_guide_dependencies((model_trace, guide_trace), guide_trace)
         pair = tuple(
             prune_subsample_sites(one) if any(map(site_is_subsample, one.nodes.values())) else one
             for one in (model_trace, guide_trace)
