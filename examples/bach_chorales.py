@@ -1,4 +1,4 @@
-"""Harmony found in Bach's four-part chorales by a hidden Markov model.
+"""Harmony found in Bach's four-part chorales by a hidden Markov model, written as a program.
 
     python examples/bach_chorales.py              # all chorales, 16 states, writes bach.png
     python examples/bach_chorales.py --help
@@ -6,10 +6,11 @@
 Every chorale is a sequence of piano-roll rows x_1 ... x_T, one per quarter note, each 88 keys on or off. The
 model says that a hidden state z_t moves along a Markov chain and switches every key on by its own coin:
 
-    p(x, z) = p(z_1) prod_t p(z_t | z_{t-1}) prod_t prod_k Bernoulli(x_tk; sigmoid(keys[z_t, k]))
+    p(x, z) = p(z_1) prod_t p(z_t | z_{t-1}) prod_t prod_k Bernoulli(x_tk; keys[z_t, k])
 
-Nothing in it knows what a chord is. It is fitted by gradient to the probability of the music, with z summed
-out by `sumprod.ops.hmm_log_normalizer`; yet its states become chords, and its transitions their successions.
+Nothing in it knows what a chord is. `TraceEnum_ELBO` sums z out and `SVI` fits the rest, most probable values
+under weak priors, to the music; yet the states become chords, and the transitions their successions. The same
+program, given to `infer_discrete`, decodes chorales that it has not seen.
 """
 
 import argparse
@@ -21,18 +22,21 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import softplus
 
-from sumprod import ops
+import sumprod
+from sumprod.distributions import Bernoulli, Beta, Categorical, Dirichlet
+from sumprod.handlers import block, scale
+from sumprod.infer import SVI, TraceEnum_ELBO, infer_discrete
+from sumprod.infer.autoguide import AutoDelta, init_to_value
+from sumprod.optim import ClippedAdam
 
 try:
-    import numpy as np
-    from matplotlib.axes import Axes
-    from matplotlib.colors import hsv_to_rgb
-    from matplotlib.figure import Figure
     from tqdm import tqdm
 
-    from chorale_data import KEYS, LOWEST_KEY, PITCH_CLASSES, Roll, load_chorales, pitch_name
+    from chorale_data import KEYS, Roll, load_chorales
+    from chorale_picture import closest_triads, describe_states, pitch_class_probabilities, plot_chorale
+    from options import at_least, picture
 except ModuleNotFoundError as error:
     package = (error.name or "").partition(".")[0]
     if package not in {"matplotlib", "music21", "numpy", "tqdm"}:
@@ -40,7 +44,8 @@ except ModuleNotFoundError as error:
     raise SystemExit(f'this example needs {package}: pip install "sumprod[examples]"') from None
 
 PSEUDO_COUNT = 0.1  # every state is taken to have met each key on, and off, this many times more than it has
-LEARNING_RATE = 0.1
+PARTS = 16  # minibatches of the training chorales
+LEARNING_RATE, LAST_RATE = 0.1, 0.02
 TEST_SHARE = 0.2
 SAMPLES = 6  # posterior samples drawn per test chorale
 
@@ -67,6 +72,13 @@ def pad(chorales: dict[str, Roll]) -> Batch:
     return Batch(list(chorales), rolls, lengths)
 
 
+def select(batch: Batch, rows: Tensor) -> Batch:
+    """Some chorales of a batch, cut to the longest of them."""
+    lengths = batch.lengths[rows]
+    names = [batch.names[row] for row in rows.tolist()]
+    return Batch(names, batch.rolls[rows, : int(lengths.max())], lengths)
+
+
 def split(chorales: dict[str, Roll], seed: int) -> tuple[Batch, Batch]:
     """Training and test chorales, drawn at random; at least one of each."""
     names = list(chorales)
@@ -79,45 +91,62 @@ def split(chorales: dict[str, Roll], seed: int) -> tuple[Batch, Batch]:
 # ---- the model ---------------------------------------------------------------------------------------------
 
 
-class ChoraleHMM(torch.nn.Module):
-    """A hidden Markov model with S states whose emissions are 88 coins; all parameters are logits."""
+class Parameters(NamedTuple):
+    """Everything but the states: probabilities."""
 
-    def __init__(self, states: int, mean: Tensor, generator: torch.Generator) -> None:
-        """Start near `mean`, the share of steps at which each key is on: [88].
+    initial: Tensor  # [S]: p(z_1)
+    transition: Tensor  # [S, S]: p(z_t | z_{t-1}), a row for each state to come from
+    keys: Tensor  # [S, 88]: p(x_tk = 1 | z_t)
 
-        States that start equal stay equal, for they receive the same gradient: random keys tell them apart.
-        Staying in a state starts out more likely than moving to any one other.
-        """
-        super().__init__()
-        self.initial = torch.nn.Parameter(torch.zeros(states))
-        self.transition = torch.nn.Parameter(torch.eye(states))
-        self.keys = torch.nn.Parameter(mean.logit() + torch.randn(states, KEYS, generator=generator))
 
-    def potentials(self, rolls: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For rolls [B, T, 88]: log p(z_1) [S], log p(z_t | z_{t-1}) [S, S], log p(x_t | z_t) [B, T, S].
+def chain(parameters: Parameters, music: Batch) -> list[Tensor]:
+    """States and keys of a batch of chorales; returns the states by time step.
 
-        With l = keys[s, k], log Bernoulli(x; sigmoid(l)) = x l - softplus(l), which is linear in x: all keys
-        together are a matrix product, and no tensor of shape [B, T, S, 88] ever exists.
-        """
-        emission = rolls @ self.keys.T - softplus(self.keys).sum(-1)
-        return self.initial.log_softmax(-1), self.transition.log_softmax(-1), emission
+    After a chorale's end nothing is heard, and any state is as likely as any other, whatever was before: so
+    that the end of a short chorale is decoded as if it stood alone.
+    """
+    states: list[Tensor] = []
+    shortest = int(music.lengths.min())
+    with sumprod.plate("chorales", len(music.names)):
+        for t in sumprod.markov(range(music.rolls.shape[1])):
+            goes_on = t < music.lengths
+            state = parameters.transition[states[-1]] if states else parameters.initial
+            if t >= shortest:
+                state = state.where(goes_on[:, None], torch.full_like(state, 1 / state.shape[-1]))
+            states.append(sumprod.sample(f"z{t}", Categorical(state), infer={"enumerate": "parallel"}))
+            keys = Bernoulli(parameters.keys[states[-1]]).to_event(1)
+            sumprod.sample(f"x{t}", keys.mask(goes_on), obs=music.rolls[:, t])
+    return states
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Compute log p(x) of every chorale, the hidden states summed out: [B]."""
-        return ops.hmm_log_normalizer(*self.potentials(batch.rolls), lengths=batch.lengths)
 
-    def log_prior(self) -> Tensor:
-        """What PSEUDO_COUNT adds to the objective: without it, a key no state has met would be impossible."""
-        return -PSEUDO_COUNT * (softplus(self.keys) + softplus(-self.keys)).sum()
+def program(music: Batch, states: int, weight: float) -> None:
+    """The whole model: parameters, and a batch of chorales that stands for `weight` such batches.
 
-    @torch.no_grad()
-    def sort_states(self, batch: Batch) -> None:
-        """Number the states by how much of the music they explain: state 0 most."""
-        marginals = ops.hmm_marginals(*self.potentials(batch.rolls), lengths=batch.lengths).exp()
-        order = marginals.sum(dim=(0, 1)).argsort(descending=True)
-        self.initial.copy_(self.initial[order])
-        self.transition.copy_(self.transition[order][:, order])
-        self.keys.copy_(self.keys[order])
+    The prior of the keys is what PSEUDO_COUNT says: without it, a key that no state has met would be
+    impossible. The others are flat.
+    """
+    beta = torch.full((states, KEYS), 1 + PSEUDO_COUNT)
+    parameters = Parameters(
+        sumprod.sample("initial", Dirichlet(torch.ones(states))),
+        sumprod.sample("transition", Dirichlet(torch.ones(states, states)).to_event(1)),
+        sumprod.sample("keys", Beta(beta, beta).to_event(2)),
+    )
+    with scale(scale=weight):
+        chain(parameters, music)
+
+
+def nothing_else(parameters: Parameters, music: Batch) -> None:
+    """The guide of `chain`: besides the states, which are summed out, it has nothing latent."""
+
+
+def start(mean: Tensor, states: int) -> Parameters:
+    """Parameters near `mean`, the share of steps at which each key is on: [88].
+
+    States that start equal stay equal, for they receive the same gradient: random keys tell them apart.
+    Staying in a state starts out more likely than moving to any one other.
+    """
+    keys = (mean.logit() + torch.randn(states, KEYS)).sigmoid()
+    return Parameters(torch.full((states,), 1 / states), torch.eye(states).softmax(-1), keys)
 
 
 def key_means(batch: Batch) -> Tensor:
@@ -135,23 +164,42 @@ def independent_nll(train: Batch, batch: Batch) -> Tensor:
     return batch.lengths * softplus(logits).sum() - (batch.rolls @ logits).sum(-1)
 
 
-def fit(batch: Batch, states: int, steps: int, seed: int) -> tuple[ChoraleHMM, list[float]]:
-    """The fitted model, and the negative log-likelihood per time step before each of the full-batch steps."""
-    model = ChoraleHMM(states, key_means(batch), torch.Generator().manual_seed(seed))
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    total = batch.lengths.sum()
+def nll(parameters: Parameters, batch: Batch) -> float:
+    """-log p(x) of all chorales of a batch together, the states summed out."""
+    return TraceEnum_ELBO(max_plate_nesting=1).loss(chain, nothing_else, parameters, batch)
+
+
+def fit(batch: Batch, states: int, epochs: int, seed: int) -> tuple[Parameters, list[float]]:
+    """The fitted parameters, and by epoch the loss per time step, averaged while it falls.
+
+    The loss is the negative log-likelihood and, a little, minus the log prior. A minibatch has chorales of
+    about the same length, so that hardly any step is padding.
+    """
+    sumprod.clear_param_store()
+    sumprod.set_rng_seed(seed)
+    parts = [select(batch, rows) for rows in batch.lengths.argsort().tensor_split(PARTS) if len(rows)]
+    values = start(key_means(batch), states)._asdict()
+    guide = AutoDelta(block(program, expose=list(values)), init_loc_fn=init_to_value(values=values))
+    decay = (LAST_RATE / LEARNING_RATE) ** (1 / (epochs * len(parts)))
+    optimizer = ClippedAdam({"lr": LEARNING_RATE, "lrd": decay})
+    svi = SVI(program, guide, optimizer, TraceEnum_ELBO(max_plate_nesting=1))
     history = []
-    with tqdm(range(steps), desc="fitting", unit="step") as bar:
+    with tqdm(range(epochs), desc="fitting", unit="epoch") as bar:
         for _ in bar:
-            optimizer.zero_grad()
-            log_likelihood = model(batch).sum()
-            loss = -(log_likelihood + model.log_prior()) / total
-            loss.backward()
-            optimizer.step()
-            history.append(-log_likelihood.item() / total.item())
-            bar.set_postfix(nll=f"{history[-1]:.3f}", refresh=False)
-    model.sort_states(batch)
-    return model, history
+            order = torch.randperm(len(parts)).tolist()
+            losses = [svi.step(parts[i], states, float(len(parts))) for i in order]
+            history.append(sum(losses) / len(parts) / int(batch.lengths.sum()))
+            bar.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
+    fitted = guide.median()
+    parameters = Parameters(*(fitted[name].detach() for name in Parameters._fields))
+    return sort_states(parameters, batch), history
+
+
+def sort_states(parameters: Parameters, batch: Batch) -> Parameters:
+    """Number the states by how much of the music they explain: state 0 most."""
+    order = smoothed(parameters, batch).sum(dim=(0, 1)).argsort(descending=True)
+    initial, transition, keys = parameters
+    return Parameters(initial[order], transition[order][:, order], keys[order])
 
 
 # ---- decoding ----------------------------------------------------------------------------------------------
@@ -166,229 +214,120 @@ class Decoded(NamedTuple):
     seconds: dict[str, float]  # the time that each decoder took, from piano roll to paths
 
 
-@torch.no_grad()
-def decode(model: ChoraleHMM, batch: Batch, seed: int) -> Decoded:
-    """Decode every chorale in one call per decoder."""
-
-    def viterbi() -> Tensor:
-        return ops.hmm_viterbi(*model.potentials(batch.rolls), lengths=batch.lengths).path
-
-    def sample() -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        potentials = model.potentials(batch.rolls)
-        return ops.hmm_sample(*potentials, lengths=batch.lengths, num_samples=SAMPLES, generator=generator)
-
-    path, viterbi_seconds = timed(viterbi)
-    samples, sample_seconds = timed(sample)
-    marginals = ops.hmm_marginals(*model.potentials(batch.rolls), lengths=batch.lengths).exp()
-    return Decoded(path, samples, marginals, {"Viterbi": viterbi_seconds, "sampling": sample_seconds})
+def decode(parameters: Parameters, batch: Batch, seed: int) -> Decoded:
+    """Decode every chorale in each of three ways."""
+    sumprod.set_rng_seed(seed)
+    path, path_seconds = timed(lambda: best_paths(parameters, batch))
+    samples, sample_seconds = timed(lambda: drawn_paths(parameters, batch))
+    seconds = {"Viterbi": path_seconds, "sampling": sample_seconds}
+    return Decoded(path, samples, smoothed(parameters, batch), seconds)
 
 
-def timed(function: Callable[[], Result], repeats: int = 9) -> tuple[Result, float]:
+def sounding(batch: Batch) -> Tensor:
+    """Whether a step is one of the chorale's: [B, T]."""
+    return torch.arange(batch.rolls.shape[1]) < batch.lengths[:, None]
+
+
+def best_paths(parameters: Parameters, batch: Batch) -> Tensor:
+    """`Decoded.path`."""
+    best = infer_discrete(chain, first_available_dim=-2, temperature=0)
+    return torch.stack(best(parameters, batch), dim=-1).where(sounding(batch), -1)
+
+
+def drawn_paths(parameters: Parameters, batch: Batch) -> Tensor:
+    """`Decoded.samples`: a draw for each of several copies of every chorale."""
+    copies = select(batch, torch.arange(len(batch.names)).repeat(SAMPLES))
+    draw = infer_discrete(chain, first_available_dim=-2, temperature=1)
+    paths = torch.stack(draw(parameters, copies), dim=-1).where(sounding(copies), -1)
+    return paths.reshape(SAMPLES, *batch.rolls.shape[:2])
+
+
+def smoothed(parameters: Parameters, batch: Batch) -> Tensor:
+    """`Decoded.marginals`."""
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    marginals = elbo.compute_marginals(chain, nothing_else, parameters, batch)
+    return torch.stack([m.probs for m in marginals.values()], dim=1) * sounding(batch)[..., None]
+
+
+def timed(function: Callable[[], Result], repeats: int = 3) -> tuple[Result, float]:
     """The result and the median seconds of a call, after one call to warm up."""
     result = function()
     seconds = []
     for _ in range(repeats):
-        start = perf_counter()
+        begin = perf_counter()
         function()
-        seconds.append(perf_counter() - start)
+        seconds.append(perf_counter() - begin)
     return result, sorted(seconds)[repeats // 2]
-
-
-# ---- what the states stand for -----------------------------------------------------------------------------
-
-
-def pitch_class_probabilities(model: ChoraleHMM) -> Tensor:
-    """The chance that a pitch class sounds in any octave, by state: [S, 12], C first."""
-    silent = torch.sigmoid(-model.keys.detach())  # a pitch class is silent when all its keys are
-    classes = (torch.arange(KEYS) + LOWEST_KEY) % 12
-    return torch.stack([1 - silent[:, classes == c].prod(-1) for c in range(12)], dim=-1)
-
-
-class Triad(NamedTuple):
-    root: int  # pitch class, C = 0
-    kind: str  # "" major, "m" minor, "dim" diminished
-
-    def __str__(self) -> str:
-        return PITCH_CLASSES[self.root] + self.kind
-
-
-def closest_triads(probabilities: Tensor) -> list[Triad]:
-    """For each row of [S, 12], the triad whose 0/1 vector is at the smallest angle: a name, not a claim."""
-    intervals = {"": (0, 4, 7), "m": (0, 3, 7), "dim": (0, 3, 6)}
-    triads = [Triad(root, kind) for kind in intervals for root in range(12)]
-    tones = torch.tensor([[(t.root + step) % 12 for step in intervals[t.kind]] for t in triads])
-    templates = one_hot(tones, 12).sum(1).to(probabilities.dtype)  # all have the same norm
-    return [triads[i] for i in (probabilities @ templates.T).argmax(-1).tolist()]
-
-
-def describe_states(model: ChoraleHMM, path: Tensor) -> str:
-    """A table, one line per state: how often it is decoded, how it moves, which pitch classes it means."""
-    probabilities = pitch_class_probabilities(model)
-    triads = closest_triads(probabilities)
-    transition = model.transition.detach().softmax(-1)
-    states = len(transition)
-    share = torch.bincount(path[path >= 0], minlength=states) / (path >= 0).sum()
-    lines = [
-        "what the states stand for (share of the test steps; chance to stay; likeliest next state)",
-        "state  triad  share  stays  moves on to  pitch classes (chance to sound, if 0.2 or more)",
-    ]
-    for s in range(states):
-        onward = transition[s].clone()
-        onward[s] = -1
-        target = int(onward.argmax())
-        moves = f"{target:3d} ({onward[target]:.2f})" if states > 1 else ""
-        ranked = [c for c in probabilities[s].argsort(descending=True).tolist() if probabilities[s, c] >= 0.2]
-        classes = "  ".join(f"{PITCH_CLASSES[c]} {probabilities[s, c]:.2f}" for c in ranked)
-        lines.append(
-            f"{s:5d}  {triads[s]!s:5}  {share[s]:5.1%}  {transition[s, s]:5.2f}  {moves:11}  {classes}"
-        )
-    return "\n".join(lines)
-
-
-# ---- the picture -------------------------------------------------------------------------------------------
-
-
-def state_colours(triads: list[Triad]) -> np.ndarray:
-    """RGB for every state, [S, 3]: the hue is the root's place on the circle of fifths.
-
-    Minor is darker than major, diminished darker still; states that share a triad differ in strength.
-    """
-    value = {"": 0.96, "m": 0.72, "dim": 0.5}
-    colours = []
-    for s, triad in enumerate(triads):
-        again = triads[:s].count(triad)
-        colours.append((triad.root * 7 % 12 / 12, max(0.25, 0.7 - 0.25 * again), value[triad.kind]))
-    return hsv_to_rgb(np.array(colours))
-
-
-def plot_chorale(out: Path, batch: Batch, decoded: Decoded, triads: list[Triad], b: int) -> None:
-    """Write a picture of chorale `b`: what sounds, the decoded states, and how sure the model is of them."""
-    steps, states = int(batch.lengths[b]), len(triads)
-    paths = torch.cat([decoded.path[None, b, :steps], decoded.samples[:, b, :steps]])
-    colours = state_colours(triads)
-    labels = [f"{s} · {triad}" for s, triad in enumerate(triads)]
-    marginal_inches = min(max(0.19 * states, 1.0), 8.0)
-    width = min(max(0.19 * steps + 1.5, 9.0), 26.0)
-    figure = Figure(figsize=(width, 6.6 + marginal_inches), layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[4.4, 1.5, marginal_inches])
-    title = batch.names[b].removeprefix("bach/").upper().replace("BWV", "BWV ")
-    figure.suptitle(f"{title}: a chorale decoded by a hidden Markov model with {states} states", fontsize=14)
-
-    draw_roll(top, batch.rolls[b, :steps].numpy(), colours[paths[0]])
-
-    middle.imshow(colours[paths], aspect="auto", interpolation="none", extent=(0, steps, len(paths), 0))
-    rows = ["Viterbi"] + [f"sample {i}" for i in range(1, len(paths))]
-    middle.set_yticks(np.arange(len(paths)) + 0.5, rows)
-    middle.set_title("Decoded states: the most probable path, and paths drawn from the posterior", loc="left")
-    label_runs(middle, paths[0].tolist(), [str(triad) for triad in triads], width / steps * 72)
-
-    # White where a state is impossible, its own colour where it is certain.
-    shade = 1 - decoded.marginals[b, :steps].T.numpy()[..., None] * (1 - colours[:, None])
-    bottom.imshow(shade, aspect="auto", interpolation="none", extent=(0, steps, states, 0))
-    every = -(-states // 40)
-    bottom.set_yticks(np.arange(0, states, every) + 0.5, labels[::every])
-    bottom.set_title("Smoothing marginals p(state | whole chorale): white is 0, full colour is 1", loc="left")
-    bottom.set_ylabel("state · closest triad")
-    bottom.set_xticks(range(0, steps + 1, 4))
-    bottom.set_xlabel("time (quarter notes)")
-    for axes, height in ((middle, len(paths)), (bottom, states)):
-        axes.tick_params(axis="y", length=0, labelsize=8)
-        axes.hlines(range(1, height), 0, steps, color="0.85", linewidth=0.5)
-    figure.savefig(out, dpi=130)
-
-
-def draw_roll(axes: Axes, roll: np.ndarray, background: np.ndarray) -> None:
-    """The notes of a roll [T, 88] in black, on columns tinted with the colour [T, 3] of the decoded state."""
-    used = np.flatnonzero(roll.any(axis=0))
-    low, high = used.min() - 1, used.max() + 2
-    image = np.where(roll.T[low:high, :, None] > 0, 0.1, 1 - 0.45 * (1 - background))
-    axes.imshow(image, aspect="auto", interpolation="none", origin="lower", extent=(0, len(roll), low, high))
-    naturals = [key for key in range(low, high) if pitch_name(key)[:-1] in {"C", "E", "G", "A"}]
-    axes.set_yticks([key + 0.5 for key in naturals], [pitch_name(key) for key in naturals], fontsize=8)
-    axes.set_title("Piano roll, tinted by the decoded state (hue: root on the circle of fifths)", loc="left")
-
-
-def label_runs(axes: Axes, path: list[int], labels: list[str], points: float) -> None:
-    """Write labels[state] on each of its runs in the first row, if `points` per step leave room for it."""
-    starts = [t for t in range(len(path)) if t == 0 or path[t] != path[t - 1]]
-    for start, end in zip(starts, [*starts[1:], len(path)], strict=True):
-        label = labels[path[start]]
-        if (end - start) * points > 6.0 * len(label):
-            axes.text((start + end) / 2, 0.5, label, ha="center", va="center", fontsize=7.5)
 
 
 # ---- the program -------------------------------------------------------------------------------------------
 
 
-def run(chorales: dict[str, Roll], *, states: int, steps: int, seed: int, out: Path) -> None:
+def compare(parameters: Parameters, train: Batch, test: Batch) -> str:
+    """A table of likelihoods, without and with hidden states."""
+    free = [independent_nll(train, batch) for batch in (train, test)]
+    by_chorale = torch.tensor(
+        [nll(parameters, select(test, row)) for row in torch.arange(len(test.names))[:, None]]
+    )
+    lines = [f"{'negative log-likelihood per time step (nats)':46}{'train':>7}{'test':>9}"]
+    rows = (
+        ("keys independent, no hidden states", float(free[0].sum()), float(free[1].sum())),
+        (f"HMM, {len(parameters.keys)} states", nll(parameters, train), float(by_chorale.sum())),
+    )
+    for name, trained, tested in rows:
+        scores = trained / int(train.lengths.sum()), tested / int(test.lengths.sum())
+        lines.append(f"  {name:44}{scores[0]:7.3f}{scores[1]:9.3f}")
+    better = int((by_chorale < free[1]).sum())
+    lines.append(f"the HMM is better on {better} of {len(test.names)} test chorales")
+    return "\n".join(lines)
+
+
+def run(chorales: dict[str, Roll], *, states: int, epochs: int, seed: int, out: Path) -> None:
     """Fit, score, decode, describe, draw."""
     train, test = split(chorales, seed)
     sizes = [f"{len(b.names)} chorales ({int(b.lengths.sum())} quarter notes)" for b in (train, test)]
     print(f"training on {sizes[0]}, testing on {sizes[1]}")
+    parameters, _ = fit(train, states, epochs, seed)
+    print("\n" + compare(parameters, train, test))
 
-    model, _ = fit(train, states, steps, seed)
-    free = [independent_nll(train, b) for b in (train, test)]
-    with torch.no_grad():
-        hidden = [-model(b) for b in (train, test)]
-    print(f"\n{'negative log-likelihood per time step (nats)':46}{'train':>7}{'test':>9}")
-    for name, nll in (("keys independent, no hidden states", free), (f"HMM, {states} states", hidden)):
-        scores = [float(n.sum() / b.lengths.sum()) for n, b in zip(nll, (train, test), strict=True)]
-        print(f"  {name:44}{scores[0]:7.3f}{scores[1]:9.3f}")
-    print(f"the HMM is better on {int((hidden[1] < free[1]).sum())} of {len(test.names)} test chorales")
-
-    decoded = decode(model, test, seed)
-    real = decoded.path >= 0
+    decoded = decode(parameters, test, seed)
+    real = sounding(test)
     agreement = (decoded.samples == decoded.path)[:, real].double().mean()
     print("\ntime steps decoded per second, from piano roll to states:")
     print(f"  Viterbi   {real.sum() / decoded.seconds['Viterbi']:14,.0f}")
     print(f"  sampling  {SAMPLES * real.sum() / decoded.seconds['sampling']:14,.0f}")
     print(f"a posterior sample agrees with the Viterbi path at {agreement:.0%} of the steps")
 
-    print("\n" + describe_states(model, decoded.path))
+    print("\n" + describe_states(parameters.transition, parameters.keys, decoded.path))
     typical = int(test.lengths.argsort()[len(test.lengths) // 2])  # the chorale of median length
-    plot_chorale(out, test, decoded, closest_triads(pitch_class_probabilities(model)), typical)
+    length = int(test.lengths[typical])
+    plot_chorale(
+        out,
+        test.names[typical],
+        test.rolls[typical, :length],
+        torch.cat([decoded.path[None, typical, :length], decoded.samples[:, typical, :length]]),
+        decoded.marginals[typical, :length],
+        closest_triads(pitch_class_probabilities(parameters.keys)),
+    )
     print(f"\nwrote {out}: {test.names[typical]} decoded")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """A reader of whole numbers for argparse."""
-
-    def whole_number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
-        return int(text)
-
-    return whole_number
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; exits with a message when a value cannot work."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, load the chorales, run."""
     parser = argparse.ArgumentParser(
         description="Fit a hidden Markov model to Bach's four-part chorales and draw what it decodes."
     )
     add = parser.add_argument
     add("--states", type=at_least(1), default=16, metavar="S", help="hidden states (%(default)s)")
     add("--chorales", type=at_least(2), metavar="N", help="use only the first N chorales (all)")
-    add("--steps", type=at_least(1), default=200, metavar="N", help="gradient steps (%(default)s)")
+    add("--epochs", type=at_least(1), default=30, metavar="N", help="passes over the data (%(default)s)")
     add("--seed", type=at_least(0), default=0, metavar="N", help="of split, start and samples (%(default)s)")
-    add("--out", type=Path, default=Path("bach.png"), metavar="FILE", help="picture to write (%(default)s)")
+    add("--out", type=picture, default="bach.png", metavar="FILE", help="picture to write (%(default)s)")
     options = parser.parse_args(arguments)
-    formats = sorted(Figure().canvas.get_supported_filetypes())
-    if options.out.suffix.removeprefix(".").lower() not in formats:
-        parser.error(f"argument --out: {str(options.out)!r} must end in one of .{', .'.join(formats)}")
-    if not options.out.parent.is_dir():
-        parser.error(f"argument --out: there is no folder {str(options.out.parent)!r}")
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, load the chorales, run."""
-    options = parse_arguments(arguments)
     chorales = load_chorales(options.chorales)
     if options.chorales is not None and len(chorales) < options.chorales:
         print(f"the corpus has only {len(chorales)} four-part chorales", file=sys.stderr)
-    run(chorales, states=options.states, steps=options.steps, seed=options.seed, out=options.out)
+    run(chorales, states=options.states, epochs=options.epochs, seed=options.seed, out=options.out)
 
 
 if __name__ == "__main__":

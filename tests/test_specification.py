@@ -41,6 +41,11 @@ SIGNATURES: dict[str, list[Any]] = {
     "infer.ELBO": ELBO_ARGUMENTS,
     "infer.Trace_ELBO": ELBO_ARGUMENTS,
     "infer.TraceMeanField_ELBO": ELBO_ARGUMENTS,
+    "infer.TraceEnum_ELBO": ELBO_ARGUMENTS,
+    "infer.TraceEnumSample_ELBO": ELBO_ARGUMENTS,
+    "infer.traceenum_elbo.BackwardSampleMessenger": ["enum_trace", "guide_trace"],
+    "infer.infer_discrete": [("fn", None), ("first_available_dim", None), ("temperature", 1)],
+    "infer.autoguide.AutoDiscreteParallel": ["model"],
     "infer.RenyiELBO": [
         ("alpha", 0),
         ("num_particles", 2),
@@ -171,6 +176,9 @@ KEYWORDS = {
     "infer.Importance": {"vectorized": False},
     "sample": {"obs": None, "obs_mask": None, "infer": None},
     "factor": {"has_rsample": None},
+    "infer.infer_discrete": {"strict_enumeration_warning": True},
+    "infer.autoguide.AutoDiscreteParallel": {"create_plates": None},
+    "infer.Predictive": {"infer_discrete": False},
     "infer.importance.vectorized_importance_weights": {"num_samples": 1, "normalized": False},
     "distributions.DiscreteHMM": {"first_emits": False, "lengths": None},
 }
@@ -180,6 +188,17 @@ METHODS = {
     "infer.Trace_ELBO": ["loss", "differentiable_loss", "loss_and_grads", "__call__"],
     "infer.TraceMeanField_ELBO": ["loss", "differentiable_loss", "loss_and_grads", "__call__"],
     "infer.RenyiELBO": ["loss", "differentiable_loss", "loss_and_grads", "__call__"],
+    "infer.TraceEnum_ELBO": [
+        *(
+            "loss",
+            "differentiable_loss",
+            "loss_and_grads",
+            "__call__",
+            "compute_marginals",
+            "sample_posterior",
+        )
+    ],
+    "infer.TraceEnumSample_ELBO": ["sample_saved", "clear_saved"],
     "infer.TracePosterior": ["run", "__call__", "marginal", "information_criterion"],
     "infer.EmpiricalMarginal": ["sample", "log_prob", "enumerate_support"],
     "infer.Importance": [
@@ -258,6 +277,8 @@ MODULES = {
     "infer.importance": ["Importance", "psis_diagnostic", "vectorized_importance_weights"],
     "infer.predictive": ["Predictive"],
     "infer.enum": ["get_importance_trace"],
+    "infer.traceenum_elbo": ["TraceEnum_ELBO", "BackwardSampleMessenger"],
+    "infer.discrete": ["infer_discrete", "TraceEnumSample_ELBO"],
     "infer.util": ["torch_item", "torch_backward", "zero_grads", "MultiFrameTensor"],
     "infer.autoguide": ["AutoNormal", "init_to_median", "init_to_value"],
     "infer.autoguide.initialization": ["init_to_feasible", "init_to_uniform", "InitMessenger"],
@@ -277,7 +298,10 @@ MODULES = {
     "nn": ["PyroModule", "PyroParam", "PyroSample", "pyro_method"],
     "primitives": ["sample", "param", "plate"],
     "settings": ["get", "set", "context", "register"],
-    "util": ["set_rng_seed", "warn_if_nan", "check_model_guide_match", "check_site_shape"],
+    "util": [
+        *("set_rng_seed", "warn_if_nan", "check_model_guide_match", "check_site_shape"),
+        *("check_if_enumerated", "check_traceenum_requirements"),
+    ],
     "generic": ["pyro_backend"],
 }
 

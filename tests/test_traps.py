@@ -1,8 +1,8 @@
 """One test for each known trap of an inference layer that no other test is named after.
 
 `test_trap_NN_*` elsewhere: 01-04, 55, 56 (tests/handlers/test_plate.py), 08 (test_handlers.py), 28, 51, 52
-(tests/params), 37-42 (tests/infer), 43 (autoguide), 44, 45 (tests/optim), 49, 50 (tests/distributions),
-60 (tests/test_compat.py).
+(tests/params), 17, 31-35, 37-42, 54 (tests/infer), 43 (autoguide), 44, 45 (tests/optim), 49, 50
+(tests/distributions), 60 (tests/test_compat.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
 | `cholesky_relative_jitter` | 4.0 | jitter of `safe_cholesky`, in multiples of the smallest spacing |
 | `binomial_approx_sample_thresh` | inf | accepted for programs that set it: binomial draws are always exact |
 | `binomial_approx_log_prob_tol` | 0.0 | accepted for programs that set it: densities are always exact |
-| `native` | True | run recognised model structures as one native operator |
+| `native` | True | run recognised program structures as one native operator; so far there is none |
 | `deterministic` | False | refuse algorithms whose result may differ from run to run; so far there is none |
 | `exact_zeros` | False | `Categorical(probs)` keeps a probability of zero as -inf |
 | `memory_budget` | None | bytes that intermediate tensors of one contraction may take; None means no limit |

@@ -23,6 +23,7 @@ from sumprod.infer._checks import (
     check_site_shape,
     check_traces_match,
 )
+from sumprod.infer._enum_requirements import check_traceenum_requirements
 
 if TYPE_CHECKING:
     from sumprod.handlers.trace_struct import Trace
@@ -32,6 +33,7 @@ __all__ = [
     "check_if_enumerated",
     "check_model_guide_match",
     "check_site_shape",
+    "check_traceenum_requirements",
     "check_traces_match",
     "deep_getattr",
     "get_rng_state",

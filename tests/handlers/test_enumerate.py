@@ -1,5 +1,6 @@
 """Dims and ids of enumerated variables."""
 
+import sys
 import threading
 
 import pytest
@@ -351,6 +352,37 @@ def test_first_use_in_a_thread_needs_a_dim():
     thread.start()
     thread.join()
     assert "max_plate_nesting must be set to a finite value" in errors[0]
+
+
+@pytest.mark.parametrize("history", [1, 2])
+@pytest.mark.parametrize("plates", [False, True])
+def test_work_per_step_does_not_grow(history, plates):
+    def program(steps):
+        z = torch.tensor(0)
+        for t in sumprod.markov(range(steps), history=history):
+            z = categorical(f"z{t}", 2, z)
+            if plates:
+                with sumprod.plate(f"data{t}", 2, dim=-1):
+                    categorical(f"y{t}", 2, z)
+        categorical("after", 2, z)
+
+    def events(steps):
+        count = 0
+
+        def note(frame, event, arg):
+            nonlocal count
+            count += 1
+
+        sys.setprofile(note)
+        try:
+            run(lambda: program(steps), -2)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    run(lambda: program(4), -2)
+    few, many = events(100), events(400)
+    assert many < 4.1 * few
 
 
 def test_names():

@@ -35,6 +35,7 @@ def test_arguments_and_their_order() -> None:
         "retain_graph": None,
         "jit_options": None,
         "tail_adaptive_beta": -1.0,
+        "memory_budget": None,
     }
     for cls in (ELBO, Trace_ELBO, TraceMeanField_ELBO):
         parameters = inspect.signature(cls).parameters

@@ -126,6 +126,7 @@ def test_too_small_a_nesting_is_an_error_and_too_large_a_one_harmless() -> None:
     assert particles(max_plate_nesting=7).loss(deep, deep) == 0.0
 
 
+@pytest.mark.usefixtures("new_objects_only")
 def test_guesses_do_not_keep_programs_alive() -> None:
     elbo = particles()
 

@@ -14,9 +14,11 @@ import sumprod
 from sumprod import handlers, settings
 from sumprod._random import get_rng_state
 from sumprod.distributions import Bernoulli, Categorical, Normal, Poisson, constraints
-from sumprod.infer import TraceEnum_ELBO, config_enumerate, explain
+from sumprod.infer import SVI, TraceEnum_ELBO, config_enumerate, explain
+from sumprod.infer.autoguide import AutoNormal
 from sumprod.ops import contraction
 from sumprod.ops._plan import Plan
+from sumprod.optim import Adam
 from tests.infer.discrete_programs import PLATE_SIZES, Program, programs
 
 PARALLEL = {"enumerate": "parallel"}
@@ -38,7 +40,7 @@ def hmm(length: int, count: int = 2, states: int = 3) -> None:
 
 
 def plans_of_the_loss(model: Any, guide: Any, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
-    """The plans that a loss really runs."""
+    """The plans that a loss really runs, without the checks that spread the dims of first runs."""
     made: list[Plan] = []
     plain = contraction.make_plan
 
@@ -46,7 +48,7 @@ def plans_of_the_loss(model: Any, guide: Any, monkeypatch: pytest.MonkeyPatch) -
         made.append(plain(*args, **kwargs))
         return made[-1]
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, settings.context(validate_infer=False):
         patch.setattr(contraction, "make_plan", record)
         TraceEnum_ELBO(strict_enumeration_warning=False).loss(model, guide)
     return made
@@ -322,6 +324,41 @@ def test_wide_factors_and_costly_steps() -> None:
     assert "64 elements" in notes
 
 
+def test_plan_of_a_loss_is_that_of_explain() -> None:
+    elbo = TraceEnum_ELBO()
+    elbo._check_scopes = False
+    found = elbo.plan(hmm, nothing, 6, count=3)
+    assert repr(found) == repr(explain(hmm, nothing, 6, count=3).plan)
+    assert sumprod.explain is explain
+    assert list(sumprod.get_param_store()) == []
+
+
+def test_plan_of_vectorised_particles() -> None:
+    def guide(length: int) -> None:
+        sumprod.sample("u", Normal(0.0, 1.0))
+
+    def model(length: int) -> None:
+        u = sumprod.sample("u", Normal(0.0, 1.0))
+        z = sumprod.sample("z", Bernoulli(0.5), infer=PARALLEL)
+        sumprod.sample("x", Normal(z + u, 1.0), obs=torch.tensor(0.0))
+
+    [component] = TraceEnum_ELBO(num_particles=7, vectorize_particles=True).plan(model, guide, 1).components
+    assert component.result == ("num_particles_vectorized",)
+    assert component.flops == 7 * 4
+
+
+def test_memory_budget_of_a_loss() -> None:
+    needed = explain(hmm, nothing, 5).plan.peak_bytes
+    with settings.context(memory_budget=1):  # the option overrides the setting
+        TraceEnum_ELBO(memory_budget=needed).loss(hmm, nothing, 5)
+        TraceEnum_ELBO(memory_budget=needed).compute_marginals(hmm, nothing, 5)
+    elbo = TraceEnum_ELBO(memory_budget=needed - 1)
+    for method in (elbo.loss, elbo.loss_and_grads, elbo.compute_marginals, elbo.sample_posterior):
+        with pytest.raises(MemoryError, match=f"more than memory_budget={needed - 1:,} allows"):
+            method(hmm, nothing, 5)
+    assert elbo.plan(hmm, nothing, 5).peak_bytes == needed
+
+
 def test_memory_budget() -> None:
     needed = explain(hmm, nothing, 5).plan.peak_bytes
     with settings.context(memory_budget=needed):
@@ -392,3 +429,26 @@ def test_nothing_leaks_from_a_program_that_raises() -> None:
         explain(model, nothing)
     assert list(sumprod.get_param_store()) == []
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_training_goes_on_as_if_nothing_had_been_explained() -> None:
+    def model(x: torch.Tensor) -> None:
+        loc = sumprod.sample("loc", Normal(0.0, 3.0))
+        with sumprod.plate("rows", len(x)):
+            z = sumprod.sample("z", Bernoulli(0.5), infer=PARALLEL)
+            sumprod.sample("x", Normal(loc * z, 1.0), obs=x)
+
+    def losses(explained: bool) -> list[float]:
+        sumprod.clear_param_store()
+        torch.manual_seed(0)
+        guide = AutoNormal(handlers.block(model, hide=["z"]))
+        x = torch.tensor([0.1, 2.0, 2.2])
+        svi = SVI(model, guide, Adam({"lr": 0.1}), TraceEnum_ELBO())
+        found = []
+        for _ in range(3):
+            if explained:
+                explain(model, guide, x)
+            found.append(svi.step(x))
+        return found
+
+    assert losses(True) == losses(False)

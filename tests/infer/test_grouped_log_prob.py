@@ -198,6 +198,7 @@ def test_changes_to_stacked_sites_count(change: str) -> None:
     assert Edited().loss_and_grads(program, lambda: None) == pytest.approx(-3 * zero)
 
 
+@pytest.mark.usefixtures("new_objects_only")
 def test_traces_and_graphs_are_freed() -> None:
     """No growth: nothing of a call is alive after it, apart from the parameters."""
     sumprod.param("loc", torch.tensor(0.0))

@@ -134,7 +134,7 @@ def test_second_run_is_returned_and_seen():
 
 
 @pytest.mark.parametrize("temperature", [0, 0.0, False, 1, 1.0, True])
-def test_temperatures(temperature):
+def test_trap_33_temperatures(temperature):
     def model():
         return sumprod.sample("z", Categorical(torch.tensor([0.0, 1.0, 0.0])), infer=PARALLEL)
 
@@ -142,7 +142,7 @@ def test_temperatures(temperature):
 
 
 @pytest.mark.parametrize("temperature", [2, 0.5, -1, "1", None])
-def test_other_temperatures(temperature):
+def test_trap_33_other_temperatures(temperature):
     with pytest.raises(ValueError, match=r"temperature must be 0 \(map\) or 1 \(sample\)"):
         infer_discrete(lambda: None, first_available_dim=-1, temperature=temperature)
 
@@ -183,7 +183,7 @@ def plated(data):
     return z
 
 
-def test_first_available_dim_that_collides_with_a_plate():
+def test_trap_34_first_available_dim_that_collides_with_a_plate():
     with pytest.raises(ValueError, match="first_available_dim=-2"):
         infer_discrete(plated, first_available_dim=-1)(torch.tensor([1.0, 2.0]))
 

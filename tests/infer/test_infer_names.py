@@ -30,6 +30,7 @@ def test_algorithms_that_are_missing_can_be_imported_but_not_made(name: str) -> 
         ("trace_mean_field_elbo", ["TraceMeanField_ELBO"]),
         ("renyi_elbo", ["RenyiELBO"]),
         ("enum", ["get_importance_trace"]),
+        ("discrete", ["TraceEnumSample_ELBO", "infer_discrete"]),
         ("abstract_infer", ["EmpiricalMarginal", "Marginals", "TracePosterior", "TracePredictive"]),
         ("importance", ["Importance", "psis_diagnostic", "vectorized_importance_weights"]),
         ("predictive", ["MHResampler", "Predictive", "WeighedPredictive"]),

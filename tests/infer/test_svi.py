@@ -319,6 +319,7 @@ def counted_step() -> Any:
     return SVI(program, its_guide, sumprod.optim.Adam({"lr": 1e-3}), Trace_ELBO(), record=False).step
 
 
+@pytest.mark.usefixtures("new_objects_only")
 def test_a_thousand_steps_leave_no_objects_behind() -> None:
     step = counted_step()
 

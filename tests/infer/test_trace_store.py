@@ -187,6 +187,7 @@ def storage_bytes() -> tuple[int, int]:
     return len(tensors), sum(storages.values())
 
 
+@pytest.mark.usefixtures("new_objects_only")
 @pytest.mark.parametrize("latent", [10, 1000])
 def test_memory_grows_by_the_values_alone(latent: int) -> None:
     data = torch.randn(20_000)

@@ -23,8 +23,8 @@ from sumprod.ops.contract import (
 )
 from tests.oracles.plated import log_total
 
-LOG, MAP = "pyro.ops.einsum.torch_log", "pyro.ops.einsum.torch_map"
-BACKENDS = ["torch", LOG, MAP]
+LOG, MAP, MARGINAL = (f"pyro.ops.einsum.torch_{name}" for name in ("log", "map", "marginal"))
+BACKENDS = ["torch", LOG, MAP, MARGINAL]
 PLATES = "pqr"
 
 
@@ -183,7 +183,7 @@ def test_numbers_may_be_negative():
 
 def test_backends_under_both_names():
     operands = operands_for(["ab", "bp"], dict.fromkeys("abp", 3))
-    for name in ("torch_log", "torch_map", "torch_marginal"):
+    for name in ("torch_log", "torch_map", "torch_sample", "torch_marginal"):
         ours, theirs = (
             einsum("ab,bp->", *operands, plates="p", backend=f"{package}.ops.einsum.{name}")[0]
             for package in ("sumprod", "pyro")

@@ -98,14 +98,8 @@ def resident_bytes() -> int:
     return int(statm.read_text().split()[1]) * 4096
 
 
-@pytest.fixture
-def make(request: pytest.FixtureRequest) -> Any:
-    pyro.clear_param_store()
-    yield request.param
-    pyro.clear_param_store()
-
-
-@pytest.mark.parametrize("make", PROGRAMS, indirect=True)
+@pytest.mark.usefixtures("new_objects_only")
+@pytest.mark.parametrize("make", PROGRAMS)
 def test_nothing_grows(make: Callable[[], Callable[[], float]]) -> None:
     step = make()
     for _ in range(200):
@@ -119,7 +113,8 @@ def test_nothing_grows(make: Callable[[], Callable[[], float]]) -> None:
     assert resident_bytes() - size < SLACK_BYTES
 
 
-@pytest.mark.parametrize("make", PROGRAMS, indirect=True)
+@pytest.mark.usefixtures("new_objects_only")
+@pytest.mark.parametrize("make", PROGRAMS)
 def test_steps_need_no_garbage_collector(make: Callable[[], Callable[[], float]]) -> None:
     """Graphs and traces are freed when a step ends, not when the collector next runs."""
     step = make()

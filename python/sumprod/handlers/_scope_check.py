@@ -3,7 +3,8 @@
 Along a chain, dims are used again: a density that varies along the dim of an old variable looks as if it
 depended on the variable that has the dim now. So in the first runs of a program dims are *spread*: each
 new variable gets a dim that has not been in use for long. A dependence on a variable out of sight then
-varies along a dim that belongs to no visible variable. The results are the same.
+varies along a dim that belongs to no visible variable. The results are the same. Arguments of another
+structure start this again; so does a site that is met for the first time, from the next run on.
 
 This always finds a dependence on one of the last 11 variables, and one on older variables that happens
 again and again; a single dependence on an older variable escapes one run with a probability of about 1 in

@@ -39,7 +39,8 @@ class EnumMessenger(Messenger):
 
     A site outside `markov` gets a dim that no later site reuses. A site inside gets the rightmost dim that
     no variable visible from it occupies, so that a chain alternates between a few dims. The last contexts
-    of a chain stay visible after it. Each variable has an id; ids, not dims, tell variables apart.
+    of a chain stay visible after it. Each variable has an id; ids, not dims, tell variables apart. From 40
+    variables on, those in sequential plates are visible in their own iteration only.
 
     Sites get `infer["_enumerate_dim"]` (enumerated ones), and `infer["_dim_to_id"]`: which variables the
     dims of their densities may belong to.
@@ -50,7 +51,8 @@ class EnumMessenger(Messenger):
 
     Raises:
         ValueError: `first_available_dim` is not negative or is infinite; (while running) the site depends
-            on a variable that is no longer visible, or a plate occupies the dim.
+            on a variable that is no longer visible, a plate occupies the dim, or more variables are visible
+            than a tensor has dims.
         NotImplementedError: (while running) a marked site's distribution cannot be enumerated.
 
     >>> import torch, sumprod
@@ -107,16 +109,16 @@ class EnumMessenger(Messenger):
 
     def _reset(self) -> None:
         self._new: list[Sight] = []  # what `_check` does not know yet
-        self._upstream: dict[str, dict[int, int]] = {}
-        self._depths: dict[str, int] = {}  # in how many chains a site is
+        # What each site may depend on, its iteration of sequential plates, and in how many chains it is.
+        # A replayed site's `infer` becomes that of another program, which may have other chains.
+        self._upstream: dict[str, tuple[dict[int, int], Iteration, int]] = {}
         self._seen: dict[str, _Seen] = {}
         self._levels: dict[str, int] = {}  # in how many open chains a site inside chains is
         self._ends: list[str] = []  # sites at the ends of closed chains, outside all open ones
 
     # ---- what a site may depend on
 
-    def _visible_dims(self, msg: Any) -> dict[int, int]:
-        iteration = _iteration(msg)
+    def _visible_dims(self, msg: Any, iteration: Iteration) -> dict[int, int]:
         visible = enum_allocator().visible(iteration)
         for name in self._ends:
             seen = self._seen[name]
@@ -145,8 +147,9 @@ class EnumMessenger(Messenger):
         if not isinstance(fn, TorchDistributionMixin):
             return
         infer = msg["infer"]
-        upstream = self._upstream[name] = self._visible_dims(msg)
-        self._depths[name] = infer.get("_markov_depth", 0)
+        iteration = _iteration(msg)
+        upstream = self._visible_dims(msg, iteration)
+        self._upstream[name] = upstream, iteration, infer.get("_markov_depth", 0)
         if self._check is not None:
             sight = name, tuple(upstream.values())
             if not self._check.is_known(sight):
@@ -171,11 +174,14 @@ class EnumMessenger(Messenger):
         for other in infer.get("_markov_kept", ()):
             if other in self._seen:
                 taken.update(self._seen[other].dims)
+        if iteration and self._ends:
+            # Chains of other iterations are out of sight here, so that the new variable may get their dims.
+            self._ends = [one for one in self._ends if not _differ(self._seen[one].iteration, iteration)]
         allocator = enum_allocator()
         dim, number = allocator.allocate(name, taken, self._spread)
         _check_free(msg, dim)
         if "_markov_depth" not in infer:
-            allocator.keep(dim, number, _iteration(msg) if len(allocator.dim_to_id) >= MANY else ())
+            allocator.keep(dim, number, iteration if len(allocator.dim_to_id) >= MANY else ())
         if count is None:
             expand = bool(infer.get("expand"))
             values = _move_support(fn.enumerate_support(expand=expand), dim, fn)
@@ -187,12 +193,13 @@ class EnumMessenger(Messenger):
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        upstream = self._upstream.get(msg["name"])
-        if upstream is None:
+        name, infer = msg["name"], msg["infer"]
+        if name not in self._upstream:
             return
+        upstream, iteration, depth = self._upstream[name]
         # A new dict: a replayed site shares its own with the trace it comes from.
-        known = msg["infer"].get("_dim_to_id")
-        dim_to_id = msg["infer"]["_dim_to_id"] = upstream if known is None else {**upstream, **known}
+        known = infer.get("_dim_to_id")
+        dim_to_id = infer["_dim_to_id"] = upstream if known is None else {**upstream, **known}
         dims: dict[int, int] = {}
         shape = getattr(msg["value"], "shape", ())
         if dim_to_id and shape:
@@ -203,13 +210,14 @@ class EnumMessenger(Messenger):
                     dims[dim] = number
         if self._spread is not None:
             check_dependence(msg, dim_to_id, enum_allocator().owners)
-        self._seen[msg["name"]] = _Seen(dims, _iteration(msg))
-        depth = self._depths.get(msg["name"], 0)
+        self._seen[name] = _Seen(dims, iteration)
         if depth:
-            self._levels[msg["name"]] = depth
+            self._levels[name] = depth
 
 
 def _iteration(msg: Any) -> Iteration:
+    if not msg["cond_indep_stack"]:
+        return ()
     return tuple((frame.name, frame.counter) for frame in msg["cond_indep_stack"] if frame.dim is None)
 
 

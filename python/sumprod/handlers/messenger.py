@@ -39,6 +39,9 @@ class Messenger:
     Works as a context manager, as a decorator, and called on a function.
     """
 
+    # Whether handlers further out may close before this one does.
+    _may_stay_open = False
+
     def __call__(self, fn: Callable[..., Any]) -> Any:
         """`fn`, run inside this handler."""
         if not callable(fn):
@@ -72,15 +75,16 @@ class Messenger:
             stack.pop()
             return None
         position = next((i for i, handler in enumerate(stack) if handler is self), None)
-        if kind is None:
+        inner = [] if position is None else stack[position + 1 :]
+        if kind is None and not (inner and all(getattr(one, "_may_stay_open", False) for one in inner)):
             found = "which is not active" if position is None else "inside which others are still active"
             raise ValueError(
                 f"cannot leave {self!r}, {found}: handlers close in the reverse order of opening"
             )
         # After an exception, this handler and what was opened inside it go.
         if position is not None:
-            for inner in stack[position + 1 :]:
-                inner._reset()
+            for one in inner:
+                one._reset()
             del stack[position:]
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from sumprod.errors import MemoryBudgetError, SupportError
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._enum_groups import site_terms
+from sumprod.infer._enum_requirements import warn_of_dependency
 from sumprod.infer._enum_sites import Names, Term, align, variable_of
 from sumprod.ops._plan import NotTreeStructured, name_dims
 from sumprod.ops.contraction import contract, sample
@@ -75,15 +75,7 @@ class FactorGraph:
             owner = self.variables.get(name)  # type: ignore[call-overload]
             if owner is None or owner["cond_indep_stack"] == site["cond_indep_stack"]:
                 continue
-            for frame in owner["cond_indep_stack"]:
-                if frame.dim is not None and frame.size > 1 and frame.name not in term.ordinal:
-                    warnings.warn(
-                        f"Found possibly invalid dependency: site '{site['name']}' depends on site"
-                        f" '{owner['name']}', which is inside plate '{frame.name}', from outside it; move"
-                        f" '{site['name']}' into the plate",
-                        RuntimeWarning,
-                        stacklevel=3,
-                    )
+            warn_of_dependency(site, owner)
 
     # ---- what the engine answers
 

@@ -15,6 +15,7 @@ from sumprod.handlers.plate import plate
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import site_is_subsample
 from sumprod.infer._nesting import deepest_plate
+from sumprod.infer.discrete import infer_discrete
 
 __all__ = ["PLATE", "Predictive", "Weigh"]
 
@@ -43,6 +44,9 @@ class Predictive(nn.Module):
             broadcasts.
         squeeze: leave out the dims of size 1 described below.
         chunk: with `parallel`, the largest number of samples per run, to bound memory.
+        infer_discrete: with True or 1, sites marked for parallel enumeration are drawn from their joint
+            posterior given the model's data, for each of the samples; with 0 (not False) they get its most
+            probable assignment. See `infer.infer_discrete`.
 
     Returns (of a call): dict site -> tensor of shape (n,) + batch shape + event shape. The batch shape is
     padded with dims of size 1 on its left to as many dims as the model's plates use: a global scalar beside
@@ -52,8 +56,10 @@ class Predictive(nn.Module):
     generator as it was, so that sequential draws are those of n ordinary runs.
 
     Raises:
-        ValueError: neither samples nor their number, or both samples and a guide, are given; sites have
-            different shapes in different runs, or do not broadcast in a parallel one.
+        ValueError: neither samples nor their number, or both samples and a guide, are given;
+            `infer_discrete` is something else; sites have different shapes in different runs, or do not
+            broadcast in a parallel one.
+        SupportError: with `infer_discrete`, no assignment is possible (when validating).
         TypeError: the return value is asked for and not a tensor. (`parallel` without `chunk` gives it as
             it is.)
 
@@ -84,6 +90,7 @@ class Predictive(nn.Module):
         *,
         squeeze: bool = False,
         chunk: int | None = None,
+        infer_discrete: bool | int = False,
     ) -> None:
         super().__init__()
         if posterior_samples is None:
@@ -99,6 +106,11 @@ class Predictive(nn.Module):
             raise ValueError(f"Predictive: num_samples must be positive, got {num_samples}")
         if chunk is not None and chunk < 1:
             raise ValueError(f"Predictive: chunk must be positive, got {chunk}")
+        if infer_discrete not in (0, 1):
+            raise ValueError(
+                "Predictive: infer_discrete must be False (off), True or 1 (posterior draws), or 0 (the most"
+                f" probable values), got {infer_discrete!r}"
+            )
         self.model = model
         self.posterior_samples: dict[str, Tensor] = (
             {} if posterior_samples is None else dict(posterior_samples)
@@ -109,6 +121,7 @@ class Predictive(nn.Module):
         self.parallel = parallel
         self.squeeze = squeeze
         self.chunk = chunk
+        self.infer_discrete = infer_discrete
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Samples by site, given the model's arguments."""
@@ -161,6 +174,7 @@ class Predictive(nn.Module):
                 run = replay(self.model, trace=guide_trace)
             else:
                 run = condition(self.model, data={name: x[number] for name, x in given.items()})
+            run = self._with_discrete(run, layout.nesting)
             nodes = trace(run).get_trace(*args, **kwargs).nodes
             for name, column in columns.items():
                 if name not in nodes:
@@ -223,9 +237,19 @@ class Predictive(nn.Module):
         else:
             part = {name: x[start : start + count] for name, x in self.posterior_samples.items()}
             run = condition(inside(self.model), data=layout.shaped(part, count, pad=True))
+        run = self._with_discrete(run, layout.nesting + 1)
         vectorized: Trace = trace(run).get_trace(*args, **kwargs)
         vectorized.remove_node(PLATE)
         return vectorized
+
+    def _with_discrete(self, run: Callable[..., Any], nesting: int) -> Callable[..., Any]:
+        """A run with its enumerated sites inferred, if that is wanted."""
+        if self.infer_discrete is False:
+            return run
+        inferred: Callable[..., Any] = infer_discrete(
+            run, first_available_dim=-1 - nesting, temperature=int(self.infer_discrete)
+        )
+        return inferred
 
     # ---- shapes and names
 

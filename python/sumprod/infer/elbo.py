@@ -72,6 +72,8 @@ class ELBO(metaclass=ABCMeta):
         retain_graph: passed to `backward`; None means False.
         jit_options: for the compiled losses.
         tail_adaptive_beta: exponent of tail-adaptive weights, in [-1, 0).
+        memory_budget: bytes that intermediate tensors may take while discrete variables are summed out;
+            None: what the setting `memory_budget` says.
 
     `max_plate_nesting` reads one larger than given (or found) when particles are vectorised. In Pyro,
     `jit_options` stands before `retain_graph`: a dict as the seventh positional argument, or a bool as
@@ -93,6 +95,8 @@ class ELBO(metaclass=ABCMeta):
         retain_graph: Any = None,
         jit_options: Any = None,
         tail_adaptive_beta: float = -1.0,
+        *,
+        memory_budget: int | None = None,
     ) -> None:
         if max_iarange_nesting is not None:
             warnings.warn(
@@ -114,6 +118,7 @@ class ELBO(metaclass=ABCMeta):
         self.ignore_jit_warnings = ignore_jit_warnings
         self.jit_options: Any = jit_options
         self.tail_adaptive_beta = tail_adaptive_beta
+        self.memory_budget = memory_budget
         self._nesting_given = not math.isinf(max_plate_nesting)
         self._max_plate_nesting = max_plate_nesting + self._particle_dims()
         self._guesses: ProgramMemory[int] = ProgramMemory()

@@ -67,11 +67,30 @@ def explain(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **
     ...     with sumprod.plate("data", len(x)):
     ...         sumprod.sample("x", Normal(4 * fair - 2, 1.), obs=x)
     >>> explain(model, lambda x: None, torch.zeros(3))
+    model site  distribution  event  batch          plates  role
+    fair        Bernoulli     ()     -              -       enumerated
+    x           Normal        ()     fair=2 data=3  data    observed
+    <BLANKLINE>
+    plate  dim  size  of
+    data   -1   3     -
+    <BLANKLINE>
+    variable  enumerated in  size  dim  id
+    fair      model          2     -2   0
+    <BLANKLINE>
+    factor  variables  plates  elements
+    fair    fair       -       2
+    x       fair       -       2
+    <BLANKLINE>
+    plan: 2 factors, 1 component, 1 step, 4 flops, 4 bytes of intermediate float32
+    component 1: 1 variable, 2 factors, 1 step, 4 flops, 4 bytes; result []
+      sum   multiply along  of      to  flops
+      fair  -               fair x  []  4
     """
     model_args, model_kwargs = _unpack(args, kwargs)
     elbo = TraceEnum_ELBO(strict_enumeration_warning=False)
+    elbo._check_scopes = False  # which would spread dims, and show others than most runs have
     (model_trace, guide_trace), warned = run_hidden(elbo, model, guide, model_args, model_kwargs)
-    graph = FactorGraph.of_trace(model_trace, elbo.max_plate_nesting, guide_trace.nodes)
+    _, graph = elbo._model_terms(model_trace, guide_trace)
     names = variable_names(model_trace, guide_trace)
     plan = plan_of_graph(graph, guide_trace, names)
     return Explanation(

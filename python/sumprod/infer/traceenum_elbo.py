@@ -31,11 +31,14 @@ from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._enum_groups import site_terms
 from sumprod.infer._enum_guide import guide_terms, masked_term
 from sumprod.infer._enum_marginals import site_marginals
+from sumprod.infer._enum_requirements import check_guide_dependencies
 from sumprod.infer._enum_sites import Term
 from sumprod.infer._nesting import deepest_plate
+from sumprod.infer._program_plan import ProgramPlan, plan_of_graph, run_hidden, variable_names
 from sumprod.infer.elbo import ELBO, Arguments, Keywords, Program
 from sumprod.infer.enum import iter_discrete_escape, iter_discrete_extend
 from sumprod.infer.util import torch_item
+from sumprod.ops._plan import memory_budget
 from sumprod.settings import state
 
 __all__ = ["BackwardSampleMessenger", "TraceEnum_ELBO"]
@@ -74,6 +77,8 @@ class TraceEnum_ELBO(ELBO):
     1.6118
     """
 
+    _check_scopes = True  # look for dependences on variables out of sight, in the first runs of a program
+
     # ---- traces
 
     @either_convention
@@ -82,12 +87,13 @@ class TraceEnum_ELBO(ELBO):
         guide_trace = trace(guide).get_trace(*args, **kwargs)
         enumerated = EnumMessenger()
         enumerated._replayed = guide_trace.nodes
-        enumerated._checked = state.validate_infer
+        enumerated._checked = self._check_scopes and state.validate_infer
         program = replay(enumerated(model), trace=guide_trace)
         model_trace = trace(program).get_trace(*args, **kwargs)
         self._check_marks(model_trace, guide_trace)
         if state.validate_infer:
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+            check_guide_dependencies((model_trace, guide_trace), guide_trace)
         pair = tuple(
             prune_subsample_sites(one) if any(map(site_is_subsample, one.nodes.values())) else one
             for one in (model_trace, guide_trace)
@@ -131,7 +137,7 @@ class TraceEnum_ELBO(ELBO):
             guide = self._vectorized_num_particles(guide)
         partial: LifoQueue[Trace] = LifoQueue()
         enumerated = EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))
-        enumerated._checked = state.validate_infer
+        enumerated._checked = self._check_scopes and state.validate_infer
         guide = queue(
             enumerated(guide),
             queue=partial,
@@ -167,8 +173,8 @@ class TraceEnum_ELBO(ELBO):
 
     # ---- one pair of traces
 
-    def _model_costs(self, model_trace: Trace, guide_trace: Trace) -> tuple[list[Term], FactorGraph]:
-        """Terms of log p, with the model's enumerated variables summed out."""
+    def _model_terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[list[Term], FactorGraph]:
+        """Terms of log p that depend on no enumerated variable of the model, and the graph of the others."""
         graph = FactorGraph()
         sites = [site for site in model_trace.nodes.values() if site["type"] == "sample"]
         for site in sites:
@@ -183,12 +189,16 @@ class TraceEnum_ELBO(ELBO):
                 graph.add(site, term)
             elif site["mask"] is not False:
                 costs.append(scaled(site, term))
+        return costs, graph
+
+    def _model_costs(self, model_trace: Trace, guide_trace: Trace) -> tuple[list[Term], FactorGraph]:
+        """Terms of log p, with the model's enumerated variables summed out."""
+        costs, graph = self._model_terms(model_trace, guide_trace)
         if graph.terms:
             scale = shared_scale(graph)
-            costs += [
-                term if is_one(scale) else term._replace(tensor=term.tensor * scale)
-                for term in eliminate(graph, guide_trace)
-            ]
+            with memory_budget(self.memory_budget):
+                left = eliminate(graph, guide_trace)
+            costs += [term if is_one(scale) else term._replace(tensor=term.tensor * scale) for term in left]
         return costs, graph
 
     def _elbo(self, pair: Pair) -> tuple[Any, FactorGraph]:
@@ -268,7 +278,8 @@ class TraceEnum_ELBO(ELBO):
         """
         pair = self._only_pair("compute_marginals", model, guide, args, kwargs)
         graph = FactorGraph.of_trace(pair[0], self.max_plate_nesting, pair[1].nodes)
-        return site_marginals(graph, pair[0], pair[1].nodes)
+        with memory_budget(self.memory_budget):
+            return site_marginals(graph, pair[0], pair[1].nodes)
 
     def sample_posterior(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """Run the model with its enumerated sites drawn from their joint posterior; returns its result.
@@ -286,8 +297,30 @@ class TraceEnum_ELBO(ELBO):
             pair = self._only_pair("sample_posterior", model, guide, args, kwargs)
         graph = FactorGraph.of_trace(pair[0], self.max_plate_nesting, pair[1].nodes)
         posterior = SitePosterior.of_trace(graph, pair[0], pair[1].nodes)
-        with BackwardSampleMessenger.of_posterior(posterior):
+        with memory_budget(self.memory_budget), BackwardSampleMessenger.of_posterior(posterior):
             return replay(model, trace=settled_sites(pair[0], recorder.sites))(*args, **kwargs)
+
+    # ---- cost
+
+    def plan(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> ProgramPlan:
+        """How the model's enumerated variables would be summed out, and what that costs.
+
+        Guide and model are run, as by `sumprod.explain`, which shows more; nothing is summed out.
+
+        >>> import torch, sumprod
+        >>> from sumprod.distributions import Bernoulli, Normal
+        >>> def model(x):
+        ...     z = sumprod.sample("z", Bernoulli(0.5), infer={"enumerate": "parallel"})
+        ...     sumprod.sample("x", Normal(4 * z - 2, 1.), obs=x)
+        >>> TraceEnum_ELBO().plan(model, lambda x: None, torch.tensor(2.))
+        plan: 2 factors, 1 component, 1 step, 4 flops, 4 bytes of intermediate float32
+        component 1: 1 variable, 2 factors, 1 step, 4 flops, 4 bytes; result []
+          sum  multiply along  of   to  flops
+          z    -               z x  []  4
+        """
+        pair, _ = run_hidden(self, model, guide, args, kwargs)
+        _, graph = self._model_terms(*pair)
+        return plan_of_graph(graph, pair[1], variable_names(*pair))
 
     def _only_pair(
         self, what: str, model: Program, guide: Program, args: Arguments, kwargs: Keywords

@@ -66,6 +66,8 @@ class Part:
     """One factor of a result."""
 
     factor: Factor
+    letters: tuple[str, ...]
+    """what the factor's dims were called when it was first used"""
     target: Tensor | None
     """the tensor that gets what flows back"""
     own: _Dims
@@ -76,14 +78,19 @@ class Part:
         tensor, names = self.factor
         lacking = tuple(dim for dim in dims if dim not in names)
         wide = tensor.expand([*(sizes[dim] for dim in lacking), *tensor.shape])
-        return replace(self, factor=(wide, (*lacking, *names)))
+        letters = (*map(str, lacking), *self.letters)
+        return replace(self, factor=(wide, (*lacking, *names)), letters=letters)
 
     def renamed(self, names: Mapping[Hashable, Hashable]) -> Part:
         """The same under other names."""
         tensor, dims = self.factor
-        return Part(
-            (tensor, tuple(names[dim] for dim in dims)), self.target, tuple(names[dim] for dim in self.own)
-        )
+        factor = tensor, tuple(names[dim] for dim in dims)
+        return replace(self, factor=factor, own=tuple(names[dim] for dim in self.own))
+
+    def spelled(self, dims: Iterable[Hashable]) -> str:
+        """The letters of some of the factor's dims."""
+        letters = dict(zip(self.factor[1], self.letters, strict=True))
+        return "".join(letters[dim] for dim in dims)
 
 
 Parts = tuple[list[Part], frozenset[Hashable]]
@@ -101,7 +108,8 @@ def parts_of(tensor: Tensor, dims: Sequence[Hashable], plates: Mapping[Any, int]
     origin = getattr(tensor, "_pyro_backward", None)
     if not isinstance(origin, Backward):
         target = None if origin is None else tensor
-        return [Part((tensor, tuple(dims)), target, tuple(dims)).expanded(plates, plates)], frozenset()
+        part = Part((tensor, tuple(dims)), tuple(map(str, dims)), target, tuple(dims))
+        return [part.expanded(plates, plates)], frozenset()
     if not origin.plates.isdisjoint(origin.dims):
         raise NotImplementedError(
             "A result with plates that not all of its operands are in was put into another contraction:"
@@ -166,12 +174,9 @@ class Backward:
             for dim in part.factor[1]:
                 number.setdefault(dim, len(number))
         parts = [part.renamed(number) for part in parts]
-        letters = {i: str(dim) for dim, i in number.items()}
         own = frozenset(number[dim] for dim in self.dims if dim in number)
-        plates = frozenset(number[dim] for dim in self.plates)
-        found = (
-            self._draws(parts, own | plates, letters) if draws else _marginals(parts, own, plates, letters)
-        )
+        plates = frozenset(number[dim] for dim in self.plates if dim in number)
+        found = self._draws(parts, own | plates) if draws else _marginals(parts, own, plates)
         for part, result in zip(parts, found, strict=True):
             if part.target is not None:
                 part.target._pyro_backward_result = result  # type: ignore[attr-defined]
@@ -199,9 +204,7 @@ class Backward:
                 parts[i] = parts[i].expanded(mine, sizes)
         return parts
 
-    def _draws(
-        self, parts: Sequence[Part], plates: frozenset[Hashable], letters: Mapping[Hashable, str]
-    ) -> list[Tensor | None]:
+    def _draws(self, parts: Sequence[Part], plates: frozenset[Hashable]) -> list[Tensor | None]:
         with torch.no_grad():
             totals, values = draw(
                 [part.factor[0] for part in parts],
@@ -214,7 +217,7 @@ class Backward:
                 "No assignment is possible, so there is nothing to draw: the log-weight of the contraction is"
                 " -inf. Look for entries of -inf in the tensors that rule each other out"
             )
-        return [_stacked(part, values, plates, letters) for part in parts]
+        return [_stacked(part, values, plates) for part in parts]
 
 
 def sizes_of(factors: Iterable[Factor]) -> dict[Hashable, int]:
@@ -226,18 +229,17 @@ def _stacked(
     part: Part,
     values: Mapping[Hashable, tuple[_Dims, Tensor]],
     plates: frozenset[Hashable],
-    letters: Mapping[Hashable, str],
 ) -> Tensor | None:
     """The values of a tensor's variables, one after the other, for each slice of its plates."""
     variables = [dim for dim in part.own if dim in values]
     if not variables:
         return None
-    slices = sorted((dim for dim in part.factor[1] if dim in plates), key=letters.__getitem__)
+    slices = sorted((dim for dim in part.factor[1] if dim in plates), key=lambda dim: part.spelled([dim]))
     sizes = sizes_of([part.factor])
     rows = [multiply(LOG, [values[dim][::-1]], slices, sizes)[0] for dim in variables]
     result = torch.stack(rows)
-    result._pyro_dims = SAMPLE_SYMBOL + "".join(letters[dim] for dim in slices)  # type: ignore[attr-defined]
-    result._pyro_sample_dims = "".join(letters[dim] for dim in variables)  # type: ignore[attr-defined]
+    result._pyro_dims = SAMPLE_SYMBOL + part.spelled(slices)  # type: ignore[attr-defined]
+    result._pyro_sample_dims = part.spelled(variables)  # type: ignore[attr-defined]
     return result
 
 
@@ -248,7 +250,6 @@ def _marginals(
     parts: Sequence[Part],
     own: frozenset[Hashable],
     plates: frozenset[Hashable],
-    letters: Mapping[Hashable, str],
 ) -> list[Tensor]:
     """For each tensor the log of the sum over the cells of the result, with the tensor's dims fixed.
 
@@ -280,7 +281,7 @@ def _marginals(
         # Slices of a plate along which a tensor is constant stay apart; kept dims it lacks are summed.
         dims = tuple(dim for dim in factors[i][1] if dim in part.own or dim in plates)
         marginal = _sum_to(marginals[i], dims)[0].to(part.factor[0].dtype)
-        marginal._pyro_dims = "".join(letters[dim] for dim in dims)  # type: ignore[attr-defined]
+        marginal._pyro_dims = part.spelled(dims)  # type: ignore[attr-defined]
         found.append(marginal)
     return found
 

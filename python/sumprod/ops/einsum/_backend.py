@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sumprod.ops.einsum.expression import contract
-from sumprod.ops.packed import symbol
+from sumprod.ops.packed import rename_equation, symbol
 
 __all__ = ["Backend"]
 
@@ -19,8 +19,11 @@ class Backend:
         self._name = name
 
     def einsum(self, equation: str, *operands: Tensor) -> Tensor:
-        """Multiply tensors and sum out dims; see `sumprod.ops.einsum.contract`."""
-        return contract(equation, *operands, backend=self._name)
+        """Multiply tensors and sum out dims, as `sumprod.ops.einsum.contract`.
+
+        Packed operands keep their own names of dims, if no two of these are for the same symbol.
+        """
+        return contract(_in_own_names(equation, operands), *operands, backend=self._name)
 
     def transpose(self, a: Tensor, axes: Sequence[int]) -> Tensor:
         """A tensor with the dims of `a` in this order."""
@@ -46,3 +49,15 @@ class Backend:
             y_dims[j] = x_dims[i]
         kept = [d for d in x_dims if d not in y_dims] + [d for d in y_dims if d not in x_dims]
         return self.einsum(f"{''.join(x_dims)},{''.join(y_dims)}->{''.join(kept)}", x, y)
+
+
+def _in_own_names(equation: str, operands: Sequence[Tensor]) -> str:
+    dims = [getattr(operand, "_pyro_dims", None) for operand in operands]
+    terms = equation.partition("->")[0].split(",")
+    if [None if own is None else len(own) for own in dims] != [len(term) for term in terms]:
+        return equation
+    pairs = {
+        pair for term, own in zip(terms, dims, strict=True) for pair in zip(term, own or "", strict=True)
+    }
+    symbols, names = ({pair[i] for pair in pairs} for i in (0, 1))
+    return rename_equation(equation, *operands) if len(symbols) == len(names) == len(pairs) else equation
