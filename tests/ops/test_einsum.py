@@ -22,6 +22,7 @@ from scipy import stats
 from sumprod.errors import SupportError
 from sumprod.ops import packed
 from sumprod.ops.contract import einsum, naive_ubersum
+from sumprod.ops.einsum import adjoint as our_adjoint
 from sumprod.ops.einsum import contract, contract_expression
 from sumprod.ops.einsum.adjoint import SAMPLE_SYMBOL, require_backward
 from tests.ops.test_contract import operands_for, terms_and_sizes
@@ -33,12 +34,12 @@ SIZES = {"a": 2, "b": 3, "c": 2, "d": 4, "p": 4, "q": 2}
 INF = float("inf")
 
 
-def told(equation, operands, backend, plates="", adjoint=None):
+def told(equation, operands, backend, plates="", adjoint=our_adjoint):
     """The result of an equation with one output, and what flows back to all operands."""
     for operand in operands:
-        (adjoint or sys.modules["sumprod.ops.einsum.adjoint"]).require_backward(operand)
-    module = pyro_contract.einsum if adjoint else einsum
-    (result,) = module(equation, *operands, plates=plates, backend=backend, modulo_total=True)
+        adjoint.require_backward(operand)
+    run = einsum if adjoint is our_adjoint else pyro_contract.einsum
+    (result,) = run(equation, *operands, plates=plates, backend=backend, modulo_total=True)
     result._pyro_backward()
     return result, [operand._pyro_backward_result for operand in operands]
 
@@ -208,7 +209,7 @@ def test_marginals_of_outputs_with_plated_variables_against_pyro():
     terms = ["a", "abp"]
     results = [
         told("a,abp->bp", operands_for(terms, SIZES), "pyro.ops.einsum.torch_marginal", "p", adjoint)[1]
-        for adjoint in (None, pyro_adjoint)
+        for adjoint in (our_adjoint, pyro_adjoint)
     ]
     torch.testing.assert_close(*results)
 
@@ -346,6 +347,38 @@ def test_impossible_totals_have_no_draws():
     for backend in (MAP, SAMPLE):
         with pytest.raises(SupportError, match="No assignment is possible"):
             told("a,ab->", [torch.tensor([0.0, -INF]), torch.tensor([[-INF], [0.0]])], backend)
+
+
+def test_impossible_cells_leave_the_others_alone():
+    f = torch.tensor([[-INF, 0.0, -INF], [-INF, -INF, -INF], [-INF, -INF, 0.0]])
+    g = torch.zeros(3, 4)
+    for backend in (MAP, SAMPLE):
+        result, [values, below] = told("ab,bc->a", [f, g], backend)
+        assert (result == -INF).tolist() == [False, True, False]
+        assert values[0, 0] == 1
+        assert values[0, 2] == 2
+        assert values.min() >= 0
+        assert values.max() <= 2
+        assert torch.equal(below[0], values[0])
+        _, [values] = told("ap->p", [f], backend, "p")
+        assert values[0, 1:].tolist() == [0, 2]
+
+
+def test_results_as_operands():
+    f, g = operands_for(["ap", "pb"], SIZES)
+    for backend in (MAP, SAMPLE, MARGINAL):
+        for operand in (f, g):
+            require_backward(operand)
+        (inner,) = einsum("ap->", f, plates="pqr", backend=backend)
+        (total,) = einsum(",pb->", inner, g, plates="pq", backend=backend)
+        total._pyro_backward()
+        assert f._pyro_backward_result._pyro_dims == ("ap" if backend == MARGINAL else " p")
+        if backend != SAMPLE:
+            found = f._pyro_backward_result, g._pyro_backward_result
+            torch.testing.assert_close(list(found), told("ap,pb->", [f, g], backend, "p")[1])
+        (modulo,) = einsum("ap,b->p", f, g[0], plates="p", backend=backend, modulo_total=True)
+        with pytest.raises(NotImplementedError, match="Contract all operands at once"):
+            einsum("p->", modulo, backend=backend)
 
 
 def test_only_what_was_asked_for():
