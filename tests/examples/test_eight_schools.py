@@ -131,7 +131,7 @@ def test_arguments_that_cannot_work_are_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("program", ["eight_schools", "regression", "vae_digits"])
+@pytest.mark.parametrize("program", ["eight_schools", "mixture", "regression", "vae_digits"])
 def test_a_missing_extra_is_named_in_one_line(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(sys.modules):
         if name.split(".")[0] in {"matplotlib", "options", program}:
@@ -142,7 +142,7 @@ def test_a_missing_extra_is_named_in_one_line(program: str, monkeypatch: pytest.
     assert stop.value.code == 'this example needs matplotlib: pip install "sumprod[examples]"'
 
 
-@pytest.mark.parametrize("program", ["regression", "vae_digits"])
+@pytest.mark.parametrize("program", ["mixture", "regression", "vae_digits"])
 def test_scikit_learn_is_called_by_the_name_to_install(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(sys.modules):
         if name.split(".")[0] in {"sklearn", program}:

@@ -130,6 +130,20 @@ def chains_in_a_sequential_plate() -> None:
 
 
 @program
+def variable_of_another_iteration_after_a_chain() -> None:
+    """The variable may get a dim of the chain, which is out of its sight."""
+    w = START
+    for i in sumprod.plate("parts", 2):
+        z = START
+        for t in sumprod.markov(range(3 * (1 - i))):
+            z = hidden(f"z{t}", z)
+            observe(f"x{t}", t, z)
+        if i == 1:
+            w = hidden("w")
+    observe("y", 4, w)
+
+
+@program
 def nested_loops() -> None:
     x = START
     for i in sumprod.markov(range(2)):

@@ -1,10 +1,8 @@
 """A model run with its enumerated sites drawn from their joint posterior."""
 
-import itertools
 import time
 
 import pytest
-import scipy.stats
 import torch
 
 import sumprod
@@ -12,16 +10,19 @@ from sumprod import handlers
 from sumprod.distributions import Bernoulli, Categorical, Normal, OneHotCategorical
 from sumprod.errors import SupportError
 from sumprod.handlers.util import prune_subsample_sites
-from sumprod.infer import TraceEnum_ELBO
 from sumprod.infer.traceenum_elbo import BackwardSampleMessenger
 from sumprod.runtime import handler_stack
-
-PARALLEL = {"enumerate": "parallel"}
-INITIAL = torch.tensor([0.3, 0.7])
-TRANSITION = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
-EMISSION = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
-DATA = (0, 1, 1)
-COPIES = 20_000
+from tests.infer.chain_draws import (
+    COPIES,
+    DATA,
+    EMISSION,
+    PARALLEL,
+    TRANSITION,
+    chain,
+    counts_of,
+    p_value,
+    weights,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,50 +33,6 @@ def empty_stack():
 
 def nothing(*args, **kwargs):
     pass
-
-
-def chain(copies=COPIES, data=DATA):
-    """Independent copies of a chain, so that one run gives many draws."""
-    z, values = None, []
-    with sumprod.plate("copies", copies):
-        for t in sumprod.markov(range(len(data))):
-            z = sumprod.sample(f"z{t}", Categorical(INITIAL if z is None else TRANSITION[z]), infer=PARALLEL)
-            sumprod.sample(f"x{t}", Categorical(EMISSION[z]), obs=torch.tensor(data[t]))
-            values.append(z)
-    return values
-
-
-def weights(fixed=()):
-    """p(z0, z1, z2, data) over all assignments, the first ones of `fixed` being given."""
-    return torch.tensor(
-        [
-            (
-                INITIAL[a]
-                * EMISSION[a, DATA[0]]
-                * TRANSITION[a, b]
-                * EMISSION[b, DATA[1]]
-                * TRANSITION[b, c]
-                * EMISSION[c, DATA[2]]
-            ).item()
-            if (a, b, c)[: len(fixed)] == tuple(fixed)
-            else 0.0
-            for a, b, c in itertools.product(range(2), repeat=3)
-        ],
-        dtype=torch.float64,
-    )
-
-
-def p_value(counts, expected):
-    """Of a chi-square test of counts against weights; -inf if something impossible was drawn."""
-    possible = expected > 0
-    if counts[~possible].any():
-        return -float("inf")
-    counts, expected = counts[possible], expected[possible]
-    return scipy.stats.chisquare(counts.numpy(), (expected / expected.sum() * counts.sum()).numpy()).pvalue
-
-
-def counts_of(values):
-    return torch.bincount(values[0] * 4 + values[1] * 2 + values[2], minlength=8)
 
 
 def traces(model, guide=nothing, *, max_plate_nesting=1, args=(), densities=True):
@@ -364,58 +321,3 @@ def test_cost_is_linear_in_the_length_of_a_chain():
 
     short = min(seconds(60) for _ in range(4))
     assert min(seconds(480) for _ in range(2)) < 16 * short
-
-
-# ---- TraceEnum_ELBO.sample_posterior is the same
-
-
-def test_sample_posterior_draws_jointly():
-    elbo = TraceEnum_ELBO(max_plate_nesting=1)
-    sumprod.set_rng_seed(5)
-    values = elbo.sample_posterior(chain, nothing)
-    assert p_value(counts_of(values), weights()) > 1e-4
-
-
-def test_sample_posterior_keeps_the_indices_of_subsampled_plates():
-    def model():
-        with sumprod.plate("data", 100, subsample_size=10) as index:
-            z = sumprod.sample("z", Categorical(torch.ones(2)), infer=PARALLEL)
-            sumprod.sample("x", Normal(z.float(), 0.01), obs=(index % 2).float())
-        return index, z
-
-    def guide():
-        sumprod.plate("data", 100, subsample_size=10)
-
-    for one in (nothing, guide):
-        index, z = TraceEnum_ELBO(max_plate_nesting=1).sample_posterior(model, one)
-        assert torch.equal(index % 2, z)
-
-
-def test_sample_posterior_redraws_what_depends_on_an_enumerated_site():
-    def model():
-        a = sumprod.sample("a", Normal(0.0, 1.0))
-        z = sumprod.sample("z", Categorical(torch.tensor([0.5, 0.5])), infer=PARALLEL)
-        y = sumprod.sample("y", Normal(10.0 * z, 0.01))
-        sumprod.sample("x", Normal(10.0 * z, 1.0), obs=torch.tensor(10.0))
-        seen.append(a)
-        return a, z, y
-
-    seen = []
-    a, z, y = TraceEnum_ELBO(max_plate_nesting=0).sample_posterior(model, nothing)
-    assert z.item() == 1
-    assert y.shape == ()
-    assert 9.5 < y < 10.5
-    assert a is seen[-2] is seen[-1]
-    assert len(seen) == 2
-
-
-def test_sample_posterior_shows_outer_handlers_the_last_run_only():
-    visits = []
-
-    class Count(handlers.messenger.Messenger):
-        def _pyro_sample(self, msg):
-            visits.append(msg["name"])
-
-    with Count():
-        TraceEnum_ELBO(max_plate_nesting=1).sample_posterior(chain, nothing, 5)
-    assert visits == ["copies", "z0", "x0", "z1", "x1", "z2", "x2"]

@@ -56,9 +56,10 @@ def _factor_marginals(graph: FactorGraph) -> dict[str, tuple[tuple[Any, ...], Te
         gradients = torch.autograd.grad(
             [total.sum() for total in totals], leaves, create_graph=differentiable
         )
+    owners = {site["name"] for site in graph.variables.values()}
     found = {}
     for site, term, gradient in zip(graph.sites, graph.terms, gradients, strict=True):
-        variable = variable_of(site) if site["name"] in _owners(graph) else None
+        variable = variable_of(site) if site["name"] in owners else None
         if variable is None:
             continue
         plates = tuple(name for name in term.dims if name in graph.plates)
@@ -67,10 +68,6 @@ def _factor_marginals(graph: FactorGraph) -> dict[str, tuple[tuple[Any, ...], Te
         joint = gradient.sum(others) if others else gradient
         found[site["name"]] = plates, align(joint, dims, (*plates, variable))
     return found
-
-
-def _owners(graph: FactorGraph) -> dict[str, None]:
-    return {site["name"]: None for site in graph.variables.values()}
 
 
 def _certainty(site: Any) -> tuple[tuple[Any, ...], Tensor]:

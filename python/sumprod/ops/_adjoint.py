@@ -143,9 +143,11 @@ def attach(
     parts = [part for found, _ in terms for part in found]
     if mode is None or all(part.target is None for part in parts):
         return
-    common = frozenset(dims).intersection(*(part.factor[1] for part in parts))
-    inside = frozenset(plates).union(*(inner for _, inner in terms))
-    result._pyro_backward = Backward(mode, tuple(parts), tuple(dims), inside - common)  # type: ignore[attr-defined]
+    scopes = [frozenset(part.factor[1]) for part in parts]
+    inside = frozenset(plates).union(*(inner for _, inner in terms)) & frozenset().union(*scopes)
+    # A plate of the result that all factors are in is a dim like any other.
+    inside -= frozenset(dims).intersection(*scopes)
+    result._pyro_backward = Backward(mode, tuple(parts), tuple(dims), inside)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +155,10 @@ class Backward:
     """The factor graph of a result. Calling it tells its tensors their draws, best values or marginals.
 
     Each cell of the result has draws of its own: they are those of its plate slice, given the variables
-    that the result keeps.
+    that the result keeps. In cells of log-weight -inf they mean nothing.
 
     Raises:
-        SupportError: (draws and best values) no assignment is possible.
+        SupportError: (draws and best values) the result has no dims and log-weight -inf.
         NotImplementedError: the result keeps a variable inside a plate that other variables are outside of.
     """
 
@@ -174,8 +176,8 @@ class Backward:
             for dim in part.factor[1]:
                 number.setdefault(dim, len(number))
         parts = [part.renamed(number) for part in parts]
-        own = frozenset(number[dim] for dim in self.dims if dim in number)
-        plates = frozenset(number[dim] for dim in self.plates if dim in number)
+        own = frozenset(number[dim] for dim in self.dims)
+        plates = frozenset(number[dim] for dim in self.plates)
         found = self._draws(parts, own | plates) if draws else _marginals(parts, own, plates)
         for part, result in zip(parts, found, strict=True):
             if part.target is not None:
@@ -212,10 +214,10 @@ class Backward:
                 plates,
                 maximise=self.mode == "maximise",
             )
-        if any(bool((total == -torch.inf).any()) for _, total in totals):
+        if not self.dims and any(bool(total == -torch.inf) for _, total in totals):
             raise SupportError(
-                "No assignment is possible, so there is nothing to draw: the log-weight of the contraction is"
-                " -inf. Look for entries of -inf in the tensors that rule each other out"
+                "No assignment is possible, so there is nothing to draw: the log-weight of the result is"
+                " -inf. Look for entries of -inf in the operands that rule each other out"
             )
         return [_stacked(part, values, plates) for part in parts]
 

@@ -30,18 +30,24 @@ def homes(factors: Sequence[Factor], plates: Plates) -> dict[Hashable, Plates]:
 
 def components(scopes: Sequence[Sequence[Hashable]], variables: Collection[Hashable]) -> list[list[int]]:
     """Positions of the scopes connected through shared variables, in order of their first ones."""
-    groups: dict[int, list[int]] = {}
-    group_of: dict[Hashable, int] = {}
+    parent = list(range(len(scopes)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[Hashable, int] = {}
     for i, dims in enumerate(scopes):
-        groups[i] = [i]
         for dim in dims:
             if dim in variables:
-                other = group_of.get(dim, i)
-                if other != i and other in groups:
-                    groups[i] += groups.pop(other)
-                    group_of.update({name: i for name, number in group_of.items() if number == other})
-                group_of[dim] = i
-    return sorted(sorted(group) for group in groups.values())
+                one, other = root(i), root(first.setdefault(dim, i))
+                parent[max(one, other)] = min(one, other)
+    groups: dict[int, list[int]] = {}
+    for i in range(len(scopes)):
+        groups.setdefault(root(i), []).append(i)
+    return list(groups.values())
 
 
 def require_plates(
