@@ -42,14 +42,14 @@ def hmm(length: int, count: int = 2, states: int = 3) -> None:
 def plans_of_the_loss(model: Any, guide: Any, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """The plans that a loss really runs, without the checks that spread the dims of first runs."""
     made: list[Plan] = []
-    plain = contraction.make_plan
+    plain = contraction._plan_of
 
     def record(*args: Any, **kwargs: Any) -> Plan:
         made.append(plain(*args, **kwargs))
         return made[-1]
 
     with monkeypatch.context() as patch, settings.context(validate_infer=False):
-        patch.setattr(contraction, "make_plan", record)
+        patch.setattr(contraction, "_plan_of", record)
         TraceEnum_ELBO(strict_enumeration_warning=False).loss(model, guide)
     return made
 

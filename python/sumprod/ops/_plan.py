@@ -8,7 +8,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,15 @@ from sumprod._tables import columns
 from sumprod.errors import MemoryBudgetError
 from sumprod.settings import state
 
-__all__ = ["NotTreeStructured", "Plan", "Step", "make_plan", "memory_budget", "name_dims"]
+__all__ = [
+    "NotTreeStructured",
+    "Plan",
+    "Step",
+    "check_budget",
+    "make_plan",
+    "memory_budget",
+    "name_dims",
+]
 
 logger = logging.getLogger("sumprod")
 
@@ -55,14 +63,27 @@ class Plan:
     """multiplications and additions"""
     peak_elements: int
     """elements of the intermediate tensors alive at one time"""
-    encoded: tuple[int, ...]
-    """the plan as the native operators take it; csrc/ops/contract_program.h describes the layout"""
+    _text: tuple[str, tuple[str, ...], str]
+    """the encoded plan: what comes before the factors, each factor, what comes after"""
+    _encoded: dict[tuple[int, ...], str] = field(default_factory=dict, compare=False)
 
     def dims(self, number: int) -> tuple[Hashable, ...]:
         """The dims of a factor or of a step's output."""
         if number < len(self.factors):
             return self.factors[number]
         return self.steps[number - len(self.factors)].dims
+
+    def encoded(self, operands: tuple[int, ...]) -> str:
+        """The plan as the native operators take it; csrc/ops/contract_plan.h describes the layout.
+
+        `operands` has for each factor the number of its tensor.
+        """
+        known = self._encoded.get(operands)
+        if known is None:
+            before, factors, after = self._text
+            numbered = [f"{number} {text}" for number, text in zip(operands, factors, strict=True)]
+            known = self._encoded[operands] = " ".join([before, *numbered, after])
+        return known
 
     def scope(self, step: Step) -> tuple[Hashable, ...]:
         """The dims of a step's inputs."""
@@ -172,12 +193,17 @@ def make_plan(
         (dim, sizes.get(dim, 0)) for dim in dict.fromkeys(dim for dims in structure for dim in dims)
     )
     plan = _plan(structure, known, plates, tuple(kept), keep_common_plates)
+    check_budget(plan, element_size)
+    return plan
+
+
+def check_budget(plan: Plan, element_size: int) -> None:
+    """Raise MemoryBudgetError for a plan that takes more memory than allowed."""
     budget = _BUDGET.get()
     if budget is None:
         budget = state.memory_budget
     if budget is not None and plan.peak_elements * element_size > budget:
         raise _over_budget(plan, element_size, budget)
-    return plan
 
 
 @contextmanager
@@ -261,21 +287,17 @@ def _plan(
         _write(error, str(error), names)
         raise
 
-    encoded = [len(names), *(size for _, size in sizes), *(int(dim in plates) for dim in names)]
-
-    def write(values: Iterable[int]) -> None:
+    def listed(values: Iterable[int]) -> str:
         values = list(values)
-        encoded.append(len(values))
-        encoded.extend(values)
+        return " ".join(map(str, [len(values), *values]))
 
-    encoded.append(len(factors))
-    for dims in factors:
-        write(number[dim] for dim in dims)
-    encoded.append(len(steps))
-    for parts in steps:
-        for values in parts:
-            write(values)
-    write(results)
+    before = [len(names), *(size for _, size in sizes), *(int(dim in plates) for dim in names), len(factors)]
+    after = [str(len(steps)), *(listed(values) for parts in steps for values in parts), listed(results)]
+    text = (
+        " ".join(map(str, before)),
+        tuple(listed(number[dim] for dim in dims) for dims in factors),
+        " ".join(after),
+    )
 
     def named(dims: Iterable[int]) -> tuple[Hashable, ...]:
         return tuple(names[dim] for dim in dims)
@@ -288,7 +310,7 @@ def _plan(
         results=tuple(results),
         flops=flops,
         peak_elements=peak,
-        encoded=tuple(encoded),
+        _text=text,
     )
     if state.plan_log is True:
         logger.info("new contraction plan\n%r", plan)

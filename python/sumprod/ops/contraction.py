@@ -9,17 +9,19 @@ order of operations is found. The plan is run by one native operator, whatever i
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+import functools
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sumprod._native import ops as native
-from sumprod.ops._plan import Plan, Step, make_plan
+from sumprod.ops._plan import Plan, Step, check_budget, make_plan
 from sumprod.ops.logsumexp import logsumexp
 
-__all__ = ["Draw", "contract", "draw", "run_plan", "sample"]
+__all__ = ["Draw", "contract", "draw", "sample"]
 
 Dims = Sequence[Hashable]
 
@@ -42,17 +44,20 @@ def contract(
     kept: Iterable[Hashable] = (),
     keep_common_plates: bool = False,
     maximise: bool = False,
+    sizes: Mapping[Hashable, int] | None = None,
 ) -> list[tuple[tuple[Hashable, ...], Tensor]]:
     """Sum the variables out of a product of factors and multiply along its plates, in log space.
 
     Args:
-        tensors: log-factors, float32 or float64 (half types are computed in float32), any strides.
+        tensors: log-factors, float32 or float64 (half types are computed in float32), any strides. The same
+            tensor may be several factors.
         dims: names of each tensor's dims, in order. A factor has all plates that it is in as dims, also
-            those along which it is constant (`Tensor.expand`).
+            those along which it is constant: there it may have size 1.
         plates: which names are plates; the others are variables.
         kept: dims of the result: variables not summed out, plates not multiplied along.
         keep_common_plates: of each connected component, also keep the plates that all its factors are in.
         maximise: take the largest term instead of the sum.
+        sizes: of dims along which all tensors have size 1; others may be given too.
 
     Returns:
         One pair (dims, tensor) per connected component of the graph; their product is the total. Kept
@@ -77,8 +82,12 @@ def contract(
     >>> round(total.exp().item(), 4)  # 0.5 * 0.9 * 0.8 + 0.5 * 0.2 * 0.3
     0.39
     """
-    tensors, plan, dtype = _prepare(tensors, dims, plates, kept, keep_common_plates)
-    return _named_results(plan, run_plan(plan, tensors, maximise), dtype)
+    graph = _graph(tensors, dims, plates, kept, keep_common_plates, sizes)
+    if not maximise and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in graph.tensors):
+        results = _Contract.apply(graph.plan, graph.operands, *graph.tensors)  # type: ignore[no-untyped-call]
+    else:
+        results = native.contract(graph.tensors, graph.encoded, maximise)
+    return graph.named(results)
 
 
 def draw(
@@ -89,6 +98,7 @@ def draw(
     maximise: bool = False,
     uniforms: Tensor | None = None,
     generator: torch.Generator | None = None,
+    sizes: Mapping[Hashable, int] | None = None,
 ) -> Draw:
     """Draw all variables together from their joint posterior, or find the most probable assignment.
 
@@ -100,6 +110,7 @@ def draw(
         uniforms: float64 in [0, 1), of shape [`number_of_uniforms(plan)`]; equal ones give equal draws.
             Drawn from `generator` when None.
         generator: a torch generator; None: the default one.
+        sizes: as for `contract`.
 
     Returns:
         The values and the totals, in one pass. Not differentiable.
@@ -113,19 +124,22 @@ def draw(
     >>> score.item(), [int(values[name][1]) for name in "ab"]
     (3.0, [1, 1])
     """
-    tensors, plan, dtype = _prepare(tensors, dims, plates, (), False)
+    graph = _graph(tensors, dims, plates, (), False, sizes)
+    plan = graph.plan
     if not maximise and uniforms is None:
         uniforms = torch.rand(
             number_of_uniforms(plan), dtype=torch.float64, device=tensors[0].device, generator=generator
         )
-    totals, values = native.contract_draw(tensors, plan.encoded, None if maximise else uniforms, maximise)
+    totals, values = native.contract_draw(
+        graph.tensors, graph.encoded, None if maximise else uniforms, maximise
+    )
     remaining = iter(values)
     found = {
         variable: (plates_of(plan, step), next(remaining))
         for step in plan.steps
         for variable in step.variables
     }
-    return Draw(_named_results(plan, totals, dtype), found)
+    return Draw(graph.named(totals), found)
 
 
 def sample(
@@ -140,15 +154,6 @@ def sample(
     """The values of `draw`, for those who know that some assignment is possible."""
     found = draw(tensors, dims, plates, maximise=maximise, uniforms=uniforms, generator=generator)
     return found.values
-
-
-def _named_results(
-    plan: Plan, results: Sequence[Tensor], dtype: torch.dtype
-) -> list[tuple[tuple[Hashable, ...], Tensor]]:
-    return [
-        (plan.dims(number), value if value.dtype == dtype else value.to(dtype))
-        for number, value in zip(plan.results, results, strict=True)
-    ]
 
 
 def plates_of(plan: Plan, step: Step) -> tuple[Hashable, ...]:
@@ -168,77 +173,125 @@ def number_of_uniforms(plan: Plan) -> int:
     return count
 
 
-def _prepare(
+class _Graph(NamedTuple):
+    """What a native operator takes, and how its results are to be handed out."""
+
+    tensors: list[Tensor]  # each once
+    operands: tuple[int, ...]  # for each factor, the number of its tensor
+    plan: Plan
+    dtype: torch.dtype
+
+    @property
+    def encoded(self) -> str:
+        return self.plan.encoded(self.operands)
+
+    def named(self, results: Sequence[Tensor]) -> list[tuple[tuple[Hashable, ...], Tensor]]:
+        """Results with their dims, in the dtype of the factors."""
+        return [
+            (self.plan.dims(number), value if value.dtype == self.dtype else value.to(self.dtype))
+            for number, value in zip(self.plan.results, results, strict=True)
+        ]
+
+
+def _graph(
     tensors: Sequence[Tensor],
     dims: Sequence[Dims],
     plates: Iterable[Hashable],
     kept: Iterable[Hashable],
     common: bool,
-) -> tuple[list[Tensor], Plan, torch.dtype]:
-    """Tensors of one dtype that the operators take, their plan, and the dtype of the result."""
+    sizes: Mapping[Hashable, int] | None,
+) -> _Graph:
     if not tensors or len(tensors) != len(dims):
         raise ValueError(
             f"Expected as many lists of dims as tensors, at least one, got {len(dims)} and {len(tensors)}"
         )
-    sizes: dict[Hashable, int] = {}
-    dtype = None
-    for i, (tensor, names) in enumerate(zip(tensors, dims, strict=True)):
+    # One tensor in several places is handed over, and gets a gradient, once.
+    numbers: dict[int, int] = {}
+    operands = tuple([numbers.setdefault(id(tensor), len(numbers)) for tensor in tensors])
+    unique = list(tensors)
+    if len(numbers) < len(unique):
+        unique = list({id(tensor): tensor for tensor in tensors}.values())
+    dtype = _common_dtype(unique)
+    plan = _plan_of(
+        tuple(map(tuple, dims)),
+        tuple([tensor.shape for tensor in tensors]),
+        frozenset(plates),
+        tuple(kept),
+        common,
+        tuple(sizes.items()) if sizes else (),
+    )
+    compute = torch.promote_types(dtype, torch.float32)
+    check_budget(plan, compute.itemsize)
+    if any(tensor.dtype != compute for tensor in unique):
+        unique = [tensor.to(compute) for tensor in unique]
+    return _Graph(unique, operands, plan, dtype)
+
+
+def _common_dtype(tensors: list[Tensor]) -> torch.dtype:
+    device = tensors[0].device if isinstance(tensors[0], Tensor) else None
+    dtypes: dict[torch.dtype, None] = {}
+    for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"Expected factor {i} to be a floating-point tensor, got {got}")
-        if tensor.dim() != len(names):
-            raise ValueError(
-                f"factor {i} has shape {tuple(tensor.shape)}, but dims {' '.join(map(str, names))!r}"
-            )
-        if tensor.device != tensors[0].device:
-            raise ValueError(f"factor {i} is on {tensor.device}, factor 0 on {tensors[0].device}")
-        for name, size in zip(names, tensor.shape, strict=True):
-            if sizes.setdefault(name, size) != size:
-                raise ValueError(
-                    f"Dimension size mismatch at dim '{name}': {sizes[name]} vs {size} in factor {i}"
-                )
-        dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
-    assert dtype is not None
-    compute = torch.promote_types(dtype, torch.float32)
-    plan = make_plan(dims, sizes, plates, kept, common, compute.itemsize)
-    return [tensor if tensor.dtype == compute else tensor.to(compute) for tensor in tensors], plan, dtype
+        if tensor.device != device:
+            raise ValueError(f"factor {i} is on {tensor.device}, factor 0 on {device}")
+        dtypes[tensor.dtype] = None
+    return functools.reduce(torch.promote_types, dtypes)
 
 
-def run_plan(plan: Plan, tensors: Sequence[Tensor], maximise: bool = False) -> list[Tensor]:
-    """The results of a plan, in the order of `plan.results`."""
-    if not maximise and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return list(_Contract.apply(plan, *tensors))  # type: ignore[no-untyped-call]
-    results: list[Tensor] = native.contract(list(tensors), plan.encoded, maximise)
-    return results
+@lru_cache(maxsize=1024)
+def _plan_of(
+    structure: tuple[tuple[Hashable, ...], ...],
+    shapes: tuple[torch.Size, ...],
+    plates: frozenset[Hashable],
+    kept: tuple[Hashable, ...],
+    common: bool,
+    given: tuple[tuple[Hashable, int], ...],
+) -> Plan:
+    """The plan of a graph whose tensors have these dims and shapes."""
+    sizes: dict[Hashable, int] = dict(given)
+    for i, (names, shape) in enumerate(zip(structure, shapes, strict=True)):
+        if len(shape) != len(names):
+            raise ValueError(f"factor {i} has shape {tuple(shape)}, but dims {' '.join(map(str, names))!r}")
+        for name, size in zip(names, shape, strict=True):
+            known = sizes.get(name, 1)
+            if size not in (1, known) and known != 1:
+                raise ValueError(f"Dimension size mismatch at dim '{name}': {known} vs {size} in factor {i}")
+            sizes[name] = known if known != 1 else size
+    return make_plan(structure, sizes, plates, kept, common, element_size=0)
 
 
 class _Contract(torch.autograd.Function):
     """Native both ways; a backward that must itself be differentiable runs the plan in torch operations."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.plan = plan
+    def forward(ctx: Any, plan: Plan, operands: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.plan, ctx.operands = plan, operands
         ctx.save_for_backward(*tensors)
-        return tuple(native.contract(list(tensors), plan.encoded, False))
+        return tuple(native.contract(tensors, plan.encoded(operands), False))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return None, *_differentiable_gradients(ctx.plan, tensors, grads)
-        gradients = native.contract_backward(list(grads), list(tensors), ctx.plan.encoded)
-        return None, *(
-            gradient if needed else None
-            for gradient, needed in zip(gradients, ctx.needs_input_grad[1:], strict=True)
-        )
+            return None, None, *_differentiable_gradients(ctx.plan, ctx.operands, tensors, grads)
+        gradients = native.contract_backward(grads, tensors, ctx.plan.encoded(ctx.operands))
+        if not all(ctx.needs_input_grad[2:]):
+            gradients = [
+                gradient if needed else None
+                for gradient, needed in zip(gradients, ctx.needs_input_grad[2:], strict=True)
+            ]
+        return None, None, *gradients
 
 
 def _differentiable_gradients(
-    plan: Plan, tensors: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+    plan: Plan, operands: tuple[int, ...], tensors: tuple[Tensor, ...], grads: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
     # A component none of whose factors requires grad has no graph.
-    pairs = [pair for pair in zip(_run_in_torch(plan, tensors), grads, strict=True) if pair[0].requires_grad]
+    factors = [tensors[number] for number in operands]
+    pairs = [pair for pair in zip(_run_in_torch(plan, factors), grads, strict=True) if pair[0].requires_grad]
     results, result_grads = zip(*pairs, strict=True)
     found = iter(
         torch.autograd.grad(results, wanted, result_grads, create_graph=True, materialize_grads=True)
@@ -255,32 +308,34 @@ def _run_in_torch(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
         total: Any = 0.0
         for number, own in zip(step.inputs, dims, strict=True):
             order = [own.index(dim) for dim in scope if dim in own]
-            shape = [plan.sizes[dim] if dim in own else 1 for dim in scope]
-            total = total + values[number].permute(order).reshape(shape)
+            value = values[number].permute(order)
+            left = iter(value.shape)
+            total = total + value.reshape([next(left) if dim in own else 1 for dim in scope])
         total = total.expand([plan.sizes[dim] for dim in scope])
         if step.variables:
             total = logsumexp(total, [scope.index(dim) for dim in step.variables])
         elif step.plates:
             total = total.sum([scope.index(dim) for dim in step.plates])
-        left = [dim for dim in scope if dim not in step.variables and dim not in step.plates]
-        values.append(total.permute([left.index(dim) for dim in step.dims]))
-    return [values[number] for number in plan.results]
+        rest = [dim for dim in scope if dim not in step.variables and dim not in step.plates]
+        values.append(total.permute([rest.index(dim) for dim in step.dims]))
+    return [values[n].expand([plan.sizes[dim] for dim in plan.dims(n)]) for n in plan.results]
 
 
 # ---- shapes, for compilers
 
-_Encoded = Sequence[int]
-
 
 class _Reader:
-    """Reads an encoded plan; its layout is described in csrc/ops/contract_program.h."""
+    """Reads an encoded plan; its layout is described in csrc/ops/contract_plan.h."""
 
-    def __init__(self, numbers: _Encoded) -> None:
-        self._numbers = iter(numbers)
+    def __init__(self, plan: str) -> None:
+        self._numbers = map(int, plan.split())
         count = self.next()
         self.sizes = [self.next() for _ in range(count)]
         self.is_plate = [bool(self.next()) for _ in range(count)]
-        self.slots = [self.list() for _ in range(self.next())]
+        self.slots = []
+        for _ in range(self.next()):
+            self.next()  # which operand the factor is
+            self.slots.append(self.list())
         self.drawn: list[list[int]] = []  # shape of each variable's draws
         for _ in range(self.next()):
             self.list()
@@ -299,18 +354,18 @@ class _Reader:
 
 
 @torch.library.register_fake("sumprod::contract")
-def _fake_contract(factors: Sequence[Tensor], plan: _Encoded, max_plus: bool) -> list[Tensor]:
+def _fake_contract(factors: Sequence[Tensor], plan: str, max_plus: bool) -> list[Tensor]:
     return [factors[0].new_empty(shape) for shape in _Reader(plan).results]
 
 
 @torch.library.register_fake("sumprod::contract_backward")
-def _fake_backward(grads: Sequence[Tensor], factors: Sequence[Tensor], plan: _Encoded) -> list[Tensor]:
+def _fake_backward(grads: Sequence[Tensor], factors: Sequence[Tensor], plan: str) -> list[Tensor]:
     return [factor.new_empty(factor.shape) for factor in factors]
 
 
 @torch.library.register_fake("sumprod::contract_draw")
 def _fake_draw(
-    factors: Sequence[Tensor], plan: _Encoded, uniforms: Tensor | None, maximise: bool
+    factors: Sequence[Tensor], plan: str, uniforms: Tensor | None, maximise: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     reader = _Reader(plan)
     return (

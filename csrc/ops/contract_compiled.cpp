@@ -1,0 +1,102 @@
+#include "ops/contract_compiled.h"
+
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include <torch/csrc/stable/library.h>
+
+namespace sumprod {
+
+namespace {
+
+constexpr size_t kKeptPlans = 256;
+constexpr size_t kKeptViews = 4;
+
+std::vector<SlotLayout> unpacked(const CompiledPlan& plan, const OperandLayouts& layouts) {
+  std::vector<SlotLayout> out;
+  auto stride = layouts.strides.begin();
+  for (int32_t operand = 0; operand < plan.program().operands; ++operand) {
+    SlotLayout& layout = out.emplace_back();
+    for (size_t d = 0; d < plan.operand_dims(operand).size(); ++d, ++stride) {
+      layout.broadcast.push_back(*stride == OperandLayouts::kBroadcast);
+      layout.strides.push_back(layout.broadcast.back() ? 0 : *stride);
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+CompiledPlan::CompiledPlan(const std::string& encoded) : program_(encoded) {
+  const int32_t none = -1;
+  first_use_.resize(static_cast<size_t>(program_.operands), none);
+  uses_.resize(static_cast<size_t>(program_.operands), 0);
+  for (size_t factor = 0; factor < program_.factors.size(); ++factor) {
+    const int32_t operand = program_.operand_of[factor];
+    if (first_use_[operand] == none) first_use_[operand] = static_cast<int32_t>(factor);
+    ++uses_[operand];
+    STD_TORCH_CHECK(program_.shape_of(static_cast<int32_t>(factor)) == program_.shape_of(first_use_[operand]),
+                    "sumprod::contract: places ", first_use_[operand], " and ", factor,
+                    " of the plan are one tensor, but their shapes differ");
+  }
+  STD_TORCH_CHECK(std::find(first_use_.begin(), first_use_.end(), none) == first_use_.end(),
+                  "sumprod::contract: the plan leaves out an operand");
+  for (Component& component : sumprod::components(program_)) {
+    CompiledComponent& compiled = components_.emplace_back();
+    if (component.lane >= 0) {
+      compiled.inner = std::make_unique<PhaseProgram>(
+          program_, component.lane_steps, component.result_has_lane ? component.result : -1, component.lane);
+    }
+    if (!component.result_has_lane) {
+      compiled.outer = std::make_unique<PhaseProgram>(program_, component.rest_steps, component.result, -1);
+    }
+    compiled.component = std::move(component);
+  }
+}
+
+std::shared_ptr<const CompiledViews> CompiledPlan::views(OperandLayouts layouts, bool with_gradients) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& known : recent_) {
+    if (known->with_gradients == with_gradients && known->layouts == layouts) return known;
+  }
+  auto made = std::make_shared<CompiledViews>();
+  const std::vector<SlotLayout> operands = unpacked(*this, layouts);
+  for (const CompiledComponent& compiled : components_) {
+    const auto make = [&](const std::unique_ptr<PhaseProgram>& phase) {
+      return phase == nullptr ? nullptr
+                              : std::make_unique<PhaseViews>(*phase, operands, layouts.is_double, with_gradients);
+    };
+    made->components.push_back({make(compiled.inner), make(compiled.outer)});
+  }
+  made->layouts = std::move(layouts);
+  made->with_gradients = with_gradients;
+  if (recent_.size() >= kKeptViews) recent_.erase(recent_.begin());
+  recent_.push_back(made);
+  return made;
+}
+
+std::shared_ptr<const CompiledPlan> compiled_plan(const std::string& encoded) {
+  struct Kept {
+    std::shared_ptr<const CompiledPlan> plan;
+    int64_t last_use;
+  };
+  static std::mutex mutex;
+  static std::unordered_map<std::string, Kept> known;
+  static int64_t clock = 0;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(encoded);
+  if (found != known.end()) {
+    found->second.last_use = ++clock;
+    return found->second.plan;
+  }
+  auto plan = std::make_shared<const CompiledPlan>(encoded);
+  if (known.size() >= kKeptPlans) {
+    known.erase(std::min_element(known.begin(), known.end(),
+                                 [](const auto& a, const auto& b) { return a.second.last_use < b.second.last_use; }));
+  }
+  known.emplace(encoded, Kept{plan, ++clock});
+  return plan;
+}
+
+}  // namespace sumprod
