@@ -4,8 +4,8 @@ The weight of an assignment is the product, over sites and slices of their plate
 site's value given those of its parents. What is inside a plate is independent along it given what is
 outside, so that the sum over assignments is taken slice by slice; nothing else is ever factored out.
 
-An observed site counts where its mask holds. A latent site that is summed out counts everywhere, so that
-it stays a distribution. A scale multiplies the logarithm of a sum.
+A mask leaves out an observed site, or one whose value comes from a guide. A latent site that is summed out
+counts everywhere, so that it stays a distribution. A scale multiplies the logarithm of a sum.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def log_table(site: Site) -> Tensor:
     if site.family == "normal":
         return -0.5 * (site.observed - table[..., 0]) ** 2 - 0.5 * math.log(2 * math.pi)
     if site.family == "poisson":
-        rate = table[..., 0]
-        return site.observed * rate - rate.exp() - torch.lgamma(site.observed + 1)
+        rate, count = table[..., 0], site.observed.double()
+        return count * rate - rate.exp() - torch.lgamma(count + 1)
     if site.family in ("categorical", "one_hot"):
         logs = table - log_sum(table).unsqueeze(-1)
     else:
@@ -120,14 +120,23 @@ def log_weight(
     given: Rows | None = None,
     *,
     only: Iterable[str] | None = None,
+    known: Iterable[str] = (),
     maximise: bool = False,
 ) -> Tensor:
     """[rows]: log of the sum (or of the largest) of the weights of all assignments with some values given.
 
     Without scales. only: names of the sites that count; the others must be given or not matter.
+    known: latent sites that masks count for.
     """
-    names = [site.name for site in program.sites] if only is None else list(only)
-    sites = [(site, log_table(site)) for site in program.sites if site.name in names]
+    names, fixed = [site.name for site in program.sites] if only is None else list(only), list(known)
+    sites = [
+        (
+            site if site.observed is not None or site.name in fixed else replace(site, mask=None),
+            log_table(site),
+        )
+        for site in program.sites
+        if site.name in names
+    ]
     rows = dict(given or {})
     count = len(next(iter(rows.values()))) if rows else 1
     return _slice_weight(program, sites, (), (), rows, count, maximise)
@@ -166,8 +175,8 @@ def _slice_weight(
 
 
 def _density(program: Program, site: Site, table: Tensor, index: tuple[int, ...], rows: Rows) -> Tensor:
-    """[rows]: log-density of one copy of a site; 0 where an observed site is masked."""
-    if site.observed is not None and site.mask is not None and not site.mask[index]:
+    """[rows]: log-density of one copy of a site; 0 where it is masked."""
+    if site.mask is not None and not site.mask[index]:
         return torch.zeros((), dtype=torch.float64)
     parents = [rows[name, index[: len(program[name].plates)]] for name in site.parents]
     own = [rows[site.name, index]] if site.observed is None else []
@@ -186,7 +195,7 @@ def rows_of(program: Program, copies: Sequence[Copy]) -> dict[Copy, Tensor]:
 def joint(program: Program, copies: Sequence[Copy]) -> Tensor:
     """[*sizes]: the joint posterior of some copies of latent sites; a marginal, of one copy."""
     weights = log_weight(program, rows_of(program, copies))
-    return (weights - log_weight(program)).exp().reshape([program[name].size for name, _ in copies])
+    return (weights - log_sum(weights)).exp().reshape([program[name].size for name, _ in copies])
 
 
 def evidence(program: Program) -> Tensor:
@@ -215,10 +224,10 @@ def bound(program: Program, guide: Program) -> Tensor:
     assert len(scales) == 1, "sites around latent sites have several scales"
     rows = rows_of(program, program.copies(known))
     log_q, costs = _guide_density(guide, rows)
-    total = log_weight(program, rows, only=[site.name for site in inner]) * scales.pop() - costs
+    total = log_weight(program, rows, only=[site.name for site in inner], known=known) * scales.pop() - costs
     for site in program.sites:
         if site not in inner:
-            total = total + program.scale_of(site) * _sum_of_copies(program, site, rows, masked=True)
+            total = total + program.scale_of(site) * _sum_of_copies(program, site, rows)
     possible = log_q > -math.inf
     weight = torch.where(possible, torch.where(possible, log_q, 0.0).exp(), 0.0)
     return (weight * torch.where(possible, total, 0.0)).sum()
@@ -228,16 +237,15 @@ def _guide_density(guide: Program, rows: Rows) -> tuple[Tensor, Tensor]:
     """[rows]: log q; and the same with the guide's scales and masks."""
     log_q = costs = torch.zeros((), dtype=torch.float64)
     for site in guide.sites:
-        log_q = log_q + _sum_of_copies(guide, site, rows, masked=False)
-        costs = costs + guide.scale_of(site) * _sum_of_copies(guide, site, rows, masked=True)
+        log_q = log_q + _sum_of_copies(guide, replace(site, mask=None), rows)
+        costs = costs + guide.scale_of(site) * _sum_of_copies(guide, site, rows)
     shape = (len(next(iter(rows.values()))) if rows else 1,)
     return log_q.expand(shape), costs.expand(shape)
 
 
-def _sum_of_copies(program: Program, site: Site, rows: Rows, masked: bool) -> Tensor:
+def _sum_of_copies(program: Program, site: Site, rows: Rows) -> Tensor:
     """[rows] or []: log-density of all copies of a site whose parents and value are given."""
     table, total = log_table(site), torch.zeros((), dtype=torch.float64)
     for _, index in program.copies([site.name]):
-        if not masked or site.mask is None or site.mask[index]:
-            total = total + _density(program, site, table, index, rows)
+        total = total + _density(program, site, table, index, rows)
     return total

@@ -55,7 +55,9 @@ class _Builder:
         outside = [site for site in candidates if site.plates == plates[: len(site.plates)]]
         chosen = list(always)
         if outside:
-            parents = st.lists(st.sampled_from(outside), unique_by=id, max_size=3 - len(always))
+            least = int(observed and not always)
+            room = 3 - len(always)
+            parents = st.lists(st.sampled_from(outside), unique_by=id, min_size=least, max_size=room)
             chosen += [site for site in self.draw(parents) if site not in always]
         family = self.draw(st.sampled_from(OBSERVED if observed else LATENT))
         size = 2 if family == "bernoulli" or len(self.latent()) > 3 else self.draw(st.integers(2, 3))
@@ -92,16 +94,17 @@ LOGITS = ("categorical", "one_hot")
 
 @st.composite
 def programs(draw: Any, zeros: bool = True, masks: bool = True) -> Program:
-    """Up to 6 latent sites and 6 observed ones, 2 plates of size 1 to 3, one chain of history 1 or 2."""
+    """Up to 6 latent sites and 10 observed ones, 2 plates of size 1 to 3, one chain of history 1 or 2."""
     layout = draw(st.sampled_from(LAYOUTS))
     plates = {name: draw(st.integers(1, 3)) for name in ("p", "q")}
     builder = _Builder(draw, plates, zeros and draw(st.booleans()), masks)
+    builder.add(draw(st.sampled_from(layout)), False, [])
     for _ in range(draw(st.integers(0, 3))):
         _plain_site(builder, layout, builder.latent())
     history = draw(st.integers(1, 2))
-    ends = _chain(builder, layout, history, draw(st.integers(0, 4))) if draw(st.booleans()) else []
+    ends = _chain(builder, layout, history, draw(st.sampled_from([0, 0, 2, 3, 4])))
     before = [site for site in builder.latent() if site.step is None]
-    for _ in range(draw(st.integers(0 if builder.sites else 2, 3))):
+    for _ in range(draw(st.integers(1, 3))):
         site = _plain_site(builder, layout, before + ends)
         if site.observed is None:
             before.append(site)
@@ -141,7 +144,7 @@ def guides(draw: Any, program: Program, most: int = 512) -> Program:
     number = 1
     for site in program.latent:
         number_then = number * site.size ** math.prod(program.plates[plate] for plate in site.plates)
-        if number_then > most or not draw(st.booleans()):
+        if number_then > most or not draw(st.sampled_from([True, True, False])):
             continue
         number = number_then
         names.append(site.name)
@@ -151,6 +154,9 @@ def guides(draw: Any, program: Program, most: int = 512) -> Program:
             *(program.plates[plate] for plate in site.plates),
             site.table.shape[-1],
         ]
+        table = builder.random(shape)
+        if table.shape == site.table.shape:
+            table = table.masked_fill(site.table == -math.inf, -math.inf)  # what is impossible stays so
         sites.append(
             Site(
                 site.name,
@@ -158,7 +164,7 @@ def guides(draw: Any, program: Program, most: int = 512) -> Program:
                 site.size,
                 parents,
                 site.plates,
-                builder.random(shape),
+                table,
                 mask=site.mask,
                 step=site.step,
             )
