@@ -110,10 +110,9 @@ def _as_observation(fn: Any, value: float) -> Any:
     base: Any = fn
     while hasattr(base, "base_dist"):
         base = base.base_dist
-    for parameter in getattr(base, "arg_constraints", ()):
-        tensor = vars(base).get(parameter)
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-            return torch.tensor(value, dtype=tensor.dtype, device=tensor.device)
+    for member in vars(base).values():
+        if isinstance(member, torch.Tensor) and member.is_floating_point():
+            return torch.tensor(value, dtype=member.dtype, device=member.device)
     return torch.tensor(value, dtype=torch.get_default_dtype())
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions.utils import lazy_property, probs_to_logits
+from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 
-from sumprod.distributions._checks import eager, is_finite, is_nonnegative, is_real, is_within
+from sumprod.distributions._checks import eager, is_nonnegative, is_positive, is_real, is_within
 from sumprod.distributions._family import NO_DIMS, PUBLIC, Family, LeanFamily, alone
+from sumprod.distributions._shapes import stretched_dims
 from sumprod.distributions._support import is_whole_support, mark_as_support
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
 from sumprod.settings import state
@@ -43,8 +44,14 @@ class Bernoulli(LeanFamily, torch.distributions.Bernoulli, TorchDistributionMixi
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution under a larger batch shape; parameters are shared, not copied."""
-        new: Any = self._get_checked_instance(Bernoulli, _instance)  # type: ignore[no-untyped-call]
-        return _expand_parameters(self, new, torch.Size(batch_shape), NO_DIMS)
+        new: Any = self._blank(Bernoulli, _instance)
+        members = self.__dict__
+        for name in ("probs", "logits"):
+            if name in members:
+                new.__dict__[name] = expanded = members[name].expand(batch_shape)
+                if members[name] is self._param:
+                    new._param = expanded
+        return _set_state(self, new, torch.Size(batch_shape))
 
     def sample(self, sample_shape: Any = NO_DIMS) -> Any:
         """Draws 0.0 and 1.0 of the parameter's dtype."""
@@ -78,6 +85,7 @@ class Categorical(Family, torch.distributions.Categorical, TorchDistributionMixi
 
     __module__ = PUBLIC
     _exact_zeros = False
+    _weights: Tensor  # of any batch shape that expands to that of the distribution
 
     def __init__(self, probs: Any = None, logits: Any = None, validate_args: bool | None = None) -> None:
         given = probs if _one_of(probs, logits) else logits
@@ -91,43 +99,78 @@ class Categorical(Family, torch.distributions.Categorical, TorchDistributionMixi
         check = self._validate_args
         if probs is None:
             given = given if given.is_floating_point() else given.to(torch.get_default_dtype())
-            self.logits = self._param = torch.log_softmax(given, -1)
-            check = check and not (eager() and is_real(self._param))
+            self.logits = torch.log_softmax(given, -1)
+            check = check and not (eager() and is_real(self.logits))
         else:
-            total = given.sum(-1, keepdim=True)
-            self.probs = self._param = given / total
+            # Normalised when first used: enumeration does so for many sites at once.
+            self._weights = given
             if state.exact_zeros:
                 self._exact_zeros = True
-            # Quotients by a finite total sum to one; they are NaN where the total is 0.
-            check = check and not (eager() and is_nonnegative(self._param) and is_finite(total))
+            check = check and not (eager() and _are_weights(given))
         if check:
+            if probs is not None:
+                self.probs  # noqa: B018, torch checks what has been computed
             torch.distributions.Distribution.__init__(
                 self, self._batch_shape, NO_DIMS, validate_args=validate_args
             )
 
+    @property
+    def _param(self) -> Tensor:  # type: ignore[override]
+        """Normalised probabilities or logits, whichever were given."""
+        return self.probs if "_weights" in self.__dict__ else self.logits
+
+    @lazy_property
+    def probs(self) -> Tensor:
+        """Normalised probabilities."""
+        if "_weights" in self.__dict__:
+            return self._full(self._quotients())
+        probs: Tensor = logits_to_probs(self.logits)
+        return probs
+
+    def __repr__(self) -> str:
+        self._param  # noqa: B018, torch shows what has been computed
+        return super().__repr__()
+
     @lazy_property
     def logits(self) -> Tensor:
         """Normalised log-probabilities."""
+        probs = self._quotients()
         if not self._exact_zeros:
-            return probs_to_logits(self.probs)
-        possible = self.probs > 0
+            return self._full(probs_to_logits(probs))
+        possible = probs > 0
         # The inner choice keeps the infinite slope of log at 0 out of the gradient.
-        return torch.where(possible, torch.where(possible, self.probs, 1.0).log(), -torch.inf)
+        return self._full(torch.where(possible, torch.where(possible, probs, 1.0).log(), -torch.inf))
+
+    def _quotients(self) -> Tensor:
+        """Probabilities, before expansion."""
+        return self._weights / self._weights.sum(-1, keepdim=True)
+
+    def _full(self, parameter: Tensor) -> Tensor:
+        """A parameter under the whole batch shape."""
+        shape = (*self._batch_shape, self._num_events)
+        return parameter if parameter.shape == shape else parameter.expand(shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution under a larger batch shape; parameters are shared, not copied."""
-        new: Any = self._get_checked_instance(Categorical, _instance)  # type: ignore[no-untyped-call]
+        new: Any = self._blank(Categorical, _instance)
         new._num_events = self._num_events
         if self._exact_zeros:
             new._exact_zeros = True
-        return _expand_parameters(self, new, torch.Size(batch_shape), torch.Size((self._num_events,)))
+        batch_shape = torch.Size(batch_shape)
+        if "_weights" in self.__dict__:
+            stretched_dims(self._batch_shape, batch_shape)  # checks
+            new._weights = self._weights
+        else:
+            new.logits = self.logits.expand((*batch_shape, self._num_events))
+        return _set_state(self, new, batch_shape)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """0, ..., K-1 along a new leftmost dim.
 
         Unexpanded, the result is marked, and `log_prob` of the marked tensor only moves a dim of the logits.
         """
-        values = torch.arange(self._num_events, device=self._param.device)
+        given: Tensor = self.__dict__["_weights" if "_weights" in self.__dict__ else "logits"]
+        values = torch.arange(self._num_events, device=given.device)
         values = values.view((-1,) + (1,) * len(self._batch_shape))
         return values.expand((-1, *self._batch_shape)) if expand else mark_as_support(values)
 
@@ -196,15 +239,19 @@ class Poisson(LeanFamily, torch.distributions.Poisson, TorchDistributionMixin):
         return torch.xlogy(value, rate) - rate - (value + 1).lgamma()
 
 
-def _expand_parameters(old: Any, new: Any, batch_shape: torch.Size, own_shape: torch.Size) -> Any:
-    """Expand whichever of `probs` and `logits` exist by now."""
+def _are_weights(given: Tensor) -> bool:
+    """Whether these surely become probabilities when divided by their total, by a look at the extremes."""
+    if given.numel() == 0:
+        return False
+    least, most = (bound.item() for bound in torch.aminmax(given.detach()))
+    if not (least >= 0 and most * given.shape[-1] <= torch.finfo(given.dtype).max):
+        return False
+    return least > 0 or is_positive(given.detach().sum(-1))
+
+
+def _set_state(old: Any, new: Any, batch_shape: torch.Size) -> Any:
+    """What `expand` keeps besides the parameters."""
     members = old.__dict__
-    for name in ("probs", "logits"):
-        if name in members:
-            expanded = members[name].expand(batch_shape + own_shape)
-            setattr(new, name, expanded)
-            if members[name] is old._param:
-                new._param = expanded
     new._batch_shape = batch_shape
     new._event_shape = NO_DIMS
     new._validate_args = old._validate_args

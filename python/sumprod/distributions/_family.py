@@ -39,6 +39,12 @@ class Family:
             new.has_rsample = self.__dict__["has_rsample"]
         return new
 
+    def _blank(self, family: Any, _instance: Any) -> Any:
+        """The object that an `expand` fills."""
+        if _instance is None and type(self) is family:
+            return object.__new__(family)
+        return self._get_checked_instance(family, _instance)  # type: ignore[attr-defined]
+
     def _validate_sample(self, value: Any) -> None:
         if isinstance(value, Tensor) and eager():
             expected = self._batch_shape + self._event_shape
@@ -71,11 +77,7 @@ class LeanFamily(Family):
         )
 
     def _expand_as(self, family: Any, batch_shape: Any, _instance: Any) -> Any:
-        new: Any
-        if _instance is None and type(self) is family:
-            new = object.__new__(family)
-        else:
-            new = self._get_checked_instance(family, _instance)  # type: ignore[attr-defined]
+        new: Any = self._blank(family, _instance)
         batch_shape = torch.Size(batch_shape)
         same = batch_shape == self._batch_shape
         for name in family._parameters:

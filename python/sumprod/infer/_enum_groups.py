@@ -27,8 +27,8 @@ from sumprod.distributions._support import is_whole_support
 from sumprod.distributions.util import broadcast_shape, scale_and_mask
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._checks import check_density_shape
-from sumprod.infer._enum_logits import fill_logits
 from sumprod.infer._enum_sites import Term, site_density, site_term, unmasked
+from sumprod.infer._repeated import all_alike
 from sumprod.infer._stacked_family import before_expansion, parameter_names, with_parameters
 from sumprod.infer._sufficient import has_statistics, summed_log_prob
 from sumprod.settings import state
@@ -81,7 +81,6 @@ def site_terms(
         ValueError: a value does not suit its distribution; a density's shape does not suit the plates.
     """
     grouped = _grouped_terms(sites, variables, max_plate_nesting) if variables and eager() else {}
-    fill_logits(site for site in sites if site["name"] not in grouped)
     return [
         grouped.get(site["name"]) or site_term(site, site_density(trace, site, max_plate_nesting))
         for site in sites
@@ -220,11 +219,10 @@ def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, T
         density = density * layout.repeats
     # Names go with dims in this order: along which nothing varies, then the others.
     sizes = [density.shape[dim] for dim in layout.varying]
-    if layout.constant:
-        density = density.reshape([len(members)] + [1] * len(layout.constant) + sizes)
-        density = density.expand([len(members), *(size for _, size in layout.constant), *sizes])
-    else:
-        density = density.reshape([len(members), *sizes])
+    density = density.reshape([len(density)] + [1] * len(layout.constant) + sizes)
+    shape = [len(members), *(size for _, size in layout.constant), *sizes]
+    if density.shape != torch.Size(shape):
+        density = density.expand(shape)
     positions = [dim for dim, _ in layout.constant] + list(layout.varying)
     gone = set(layout.summed)
     for member, row in zip(members, density.unbind(), strict=True):
@@ -240,29 +238,37 @@ def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, T
 
 
 def _density(members: Sequence[_Member], layout: _Layout) -> Tensor | None:
-    """[sites, *batch dims], with size 1 along summed dims; None when a value does not suit its family."""
+    """[sites, *batch dims], with size 1 along summed dims; None when a value does not suit its family.
+
+    Where all sites have equal densities dim 0 has size 1.
+    """
     site, first, event, names, *_ = members[0]
-    parameters = [
-        _stacked([member.parameters[i] for member in members], layout.rank + _own_dims(first))
-        for i in range(len(names))
-    ]
+    parameters = []
+    for of_sites in zip(*(member.parameters for member in members), strict=True):
+        distinct = of_sites[:1] if all_alike(of_sites) else of_sites
+        parameters.append(_stacked(distinct, layout.rank + _own_dims(first)))
     fn = with_parameters(first, names, parameters)
     log_prob: Tensor
     if site["infer"].get("_enumerate_dim") is not None:
         dim = -site["value"].dim()
         log_prob = fn.logits.transpose(-1, dim - 1).squeeze(-1)
         return log_prob
-    value = _stacked([member.site["value"] for member in members], layout.rank)
-    masks = [
-        member.mask.reshape(member.mask.shape + (1,) * event) for member in members if member.mask is not None
-    ]
-    mask = _stacked(masks, layout.rank) if masks else None
+    value = _stacked(tuple([member.site["value"] for member in members]), layout.rank)
+    masks = tuple([member.mask for member in members if member.mask is not None])
+    mask = _stacked(masks, layout.rank - event) if masks else None
     if mask is not None:
-        value = filled(value, mask, fn.support, NO_DIMS)
-    if layout.product:
-        if fn._validate_args and not satisfied(fn.support, value):
+        mask = mask.reshape(mask.shape + (1,) * event)
+    if not (fn._validate_args and satisfied(fn.support, value)):
+        if mask is not None:
+            value = filled(value, mask, fn.support, NO_DIMS)
+        if fn._validate_args and layout.product and not satisfied(fn.support, value):
             return None
-        return summed_log_prob(fn, value, mask, [dim + layout.rank + 1 for dim in layout.summed])
+    if layout.product:
+        summed = [dim + layout.rank + 1 for dim in layout.summed]
+        if mask is not None and any(mask.shape[dim] > 1 for dim in summed):
+            return summed_log_prob(fn, value, mask, summed)
+        log_prob = scale_and_mask(summed_log_prob(fn, value, None, summed), mask=mask)
+        return log_prob
     try:
         log_prob = scale_and_mask(fn.log_prob(value), mask=mask)
     except ValueError:
@@ -270,7 +276,7 @@ def _density(members: Sequence[_Member], layout: _Layout) -> Tensor | None:
     return log_prob.sum(layout.summed, keepdim=True) if layout.summed else log_prob
 
 
-def _stacked(tensors: list[Tensor], rank: int) -> Tensor:
+def _stacked(tensors: tuple[Tensor, ...], rank: int) -> Tensor:
     """Tensors of equal shape along a new leftmost dim, with `rank` dims to its right."""
     stacked = torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
     missing = rank + 1 - stacked.dim()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sumprod import distributions
+from sumprod.distributions import Bernoulli, Categorical
 from sumprod.distributions._family import PUBLIC, LeanFamily
 
 __all__ = ["before_expansion", "family_key", "parameter_names", "stack_family", "with_parameters"]
@@ -29,19 +30,18 @@ _PARAMETERS: dict[type, tuple[str, ...]] = {
     and hasattr(family, "_parameters")
 }
 
-# Families with `probs` or `logits`, whichever was given. The one that was is `_param` as well.
-_DISCRETE: tuple[Any, ...] = tuple(getattr(distributions, name) for name in ("Bernoulli", "Categorical"))
-_DISCRETE_STATE = ("_num_events", "_exact_zeros")
+_CATEGORICAL_STATE = ("_num_events", "_exact_zeros")
 
 _MOST_ELEMENTS = 256  # above that, an operator's work exceeds its overhead and copies cost more
 
 
 def parameter_names(fn: Any) -> tuple[str, ...] | None:
     """The attributes that are the parameters of a distribution; None when its family cannot be stacked."""
-    names = _PARAMETERS.get(type(fn))
-    if names is None and type(fn) in _DISCRETE:
+    if type(fn) is Categorical:
+        return ("_weights",) if "_weights" in fn.__dict__ else ("logits",)
+    if type(fn) is Bernoulli:
         return ("probs",) if fn.__dict__.get("probs") is fn._param else ("logits",)
-    return names
+    return _PARAMETERS.get(type(fn))
 
 
 def family_key(fn: Any) -> tuple[Any, ...] | None:
@@ -56,12 +56,12 @@ def family_key(fn: Any) -> tuple[Any, ...] | None:
     device = members[names[0]].device
     key = [device, type(fn), names, fn._batch_shape, fn._validate_args]
     for name in names:
-        parameter = members[name]
+        parameter = _expanded(fn, name)
         if parameter.numel() > _MOST_ELEMENTS or parameter.device != device:
             return None
         key.append(parameter.dtype)
-    if "_num_events" in members:
-        key += (members.get(name) for name in _DISCRETE_STATE)
+    if type(fn) is Categorical:
+        key += (members.get(name) for name in _CATEGORICAL_STATE)
     return tuple(key)
 
 
@@ -69,7 +69,15 @@ def stack_family(fns: Sequence[Any]) -> Any:
     """One distribution with batch shape (len(fns),) + theirs, of distributions with equal keys."""
     names = parameter_names(fns[0])
     assert names is not None
-    return with_parameters(fns[0], names, [torch.stack([fn.__dict__[name] for fn in fns]) for name in names])
+    return with_parameters(
+        fns[0], names, [torch.stack([_expanded(fn, name) for fn in fns]) for name in names]
+    )
+
+
+def _expanded(fn: Any, name: str) -> Tensor:
+    """A parameter under the whole batch shape."""
+    parameter: Tensor = fn.__dict__[name]
+    return fn._full(parameter) if name == "_weights" else parameter
 
 
 def with_parameters(like: Any, names: Sequence[str], parameters: Sequence[Tensor]) -> Any:
@@ -78,13 +86,13 @@ def with_parameters(like: Any, names: Sequence[str], parameters: Sequence[Tensor
     new = cls.__new__(cls)
     new.__dict__.update(zip(names, parameters, strict=True))
     shape = torch.broadcast_shapes(*(parameter.shape for parameter in parameters))
-    if cls in _DISCRETE:
+    if cls is Bernoulli:
         new._param = parameters[0]
-        for name in _DISCRETE_STATE:
+    elif cls is Categorical:
+        shape = shape[:-1]
+        for name in _CATEGORICAL_STATE:
             if name in like.__dict__:
                 new.__dict__[name] = like.__dict__[name]
-    if "_num_events" in new.__dict__:
-        shape = shape[:-1]
     new._batch_shape = shape
     new._event_shape = like._event_shape
     new._validate_args = like._validate_args

@@ -13,6 +13,7 @@ accurate as that of the densities one by one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -52,42 +53,45 @@ def summed_log_prob(fn: Any, value: Tensor, mask: Tensor | None, summed: Sequenc
 
     Args:
         fn: a distribution of a family that `has_statistics`, with parameters of the dims of `value`.
-        value: within the support of `fn`. All three broadcast; dim 0 has one size in all.
+        value: within the support of `fn`. All three broadcast.
         mask: of dtype bool.
-        summed: the dims to sum, not 0. No other dim but 0 may have more than one entry both in the
-            parameters and in the value or the mask.
+        summed: positions of the dims to sum.
 
     Returns:
-        Tensor of the broadcast shape, with size 1 along `summed`.
+        Tensor of the broadcast shape, with size 1 along `summed`. Dims along which both parameters and data
+        vary are the batch of the matrix product.
     """
     form = _FORMS[type(fn)]
     naturals = torch.broadcast_tensors(*form.naturals(fn))
     statistics = form.statistics(value)
     if mask is not None:
-        statistics = tuple(statistic * mask for statistic in statistics)
-    statistics = torch.broadcast_tensors(*statistics)
+        statistics = tuple([torch.where(mask, statistic, 0.0) for statistic in statistics])
     own, data = naturals[0].shape, statistics[0].shape
     rank = len(own)
-    left = [i for i in range(1, rank) if i not in summed and own[i] > 1]
-    right = [i for i in range(1, rank) if i not in summed and i not in left]
+    rest = [i for i in range(rank) if i not in summed]
+    both = [i for i in rest if own[i] > 1 and data[i] > 1]
+    left = [i for i in rest if own[i] > 1 and data[i] == 1]
+    right = [i for i in rest if own[i] == 1]
     sizes = {i: max(own[i], data[i]) for i in summed}
-    table = _matrix(naturals, left, right, sizes)
-    observed = _matrix(statistics, right, left, sizes)
-    total = _product(table, observed)
-    shape = [own[i] if i in left else 1 for i in (*left, *summed)] + [data[i] for i in right]
-    order = (0, *left, *summed, *right)
-    return total.reshape(own[0], *shape).permute([order.index(i) for i in range(rank)])
+    products = [
+        _product(_matrix(natural, both, left, right, sizes), _matrix(statistic, both, right, left, sizes))
+        for natural, statistic in zip(naturals, statistics, strict=True)
+    ]
+    total = functools.reduce(torch.add, products)
+    order = (*both, *left, *right, *summed)
+    shape = [own[i] for i in (*both, *left)] + [data[i] for i in right] + [1] * len(summed)
+    return total.reshape(shape).permute([order.index(i) for i in range(rank)])
 
 
-def _matrix(parts: Sequence[Tensor], rows: list[int], absent: list[int], summed: dict[int, int]) -> Tensor:
-    """[dim 0, rows, parts x summed dims]: each part's columns side by side."""
-    columns = []
-    for part in parts:
-        if any(part.shape[i] != size for i, size in summed.items()):
-            part = part.expand([summed.get(i, size) for i, size in enumerate(part.shape)])
-        part = part.permute(0, *rows, *absent, *summed)
-        columns.append(part.reshape(len(part), prod(part.shape[i + 1] for i in range(len(rows))), -1))
-    return torch.cat(columns, -1) if len(columns) > 1 else columns[0]
+def _matrix(
+    part: Tensor, batch: list[int], rows: list[int], absent: list[int], summed: dict[int, int]
+) -> Tensor:
+    """[batch, rows, summed dims]."""
+    if any(part.shape[i] != size for i, size in summed.items()):
+        part = part.expand([summed.get(i, size) for i, size in enumerate(part.shape)])
+    sizes = part.shape
+    part = part.permute(*batch, *rows, *absent, *summed)
+    return part.reshape(prod(sizes[i] for i in batch), prod(sizes[i] for i in rows), -1)
 
 
 def _product(table: Tensor, observed: Tensor) -> Tensor:
