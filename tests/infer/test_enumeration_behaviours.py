@@ -35,8 +35,8 @@ def coin(name, *probs, family="categorical", **options):
 # ---- guide sites beside variables of the model
 
 
-def plated_pair(size):
-    """The model sums m out, from which everything in a plate hangs; the guide has g, in the plate."""
+def plated_pair(size, edge=True):
+    """The model sums m out, from which what is in a plate hangs, perhaps also the guide's site g there."""
     tables = {
         "g": torch.randn(2, size, 2, dtype=torch.float64),
         "x": torch.randn(2, 2, size, 1, dtype=torch.float64),
@@ -44,25 +44,28 @@ def plated_pair(size):
     }
     tables = {name: table.requires_grad_() for name, table in tables.items()}
     m = coin("m", 0.3, 0.7)
-    g = Site("g", "categorical", 2, ("m",), ("p",), tables["g"])
+    parents, table = (("m",), tables["g"]) if edge else ((), tables["g"][0])
+    g = Site("g", "categorical", 2, parents, ("p",), table)
     x = Site("x", "normal", 1, ("m", "g"), ("p",), tables["x"], torch.ones(size, dtype=torch.float64))
     guide = Site("g", "categorical", 2, (), ("p",), tables["q"])
     return Program((m, g, x), {"p": size}), Program((guide,), {"p": size}), list(tables.values())
 
 
+@pytest.mark.parametrize("edge", [True, False])
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("mark", [PARALLEL, SEQUENTIAL], ids=["parallel", "sequential"])
-def test_enumeration_in_a_plate_below_a_variable_of_the_model_is_refused(size, mark):
-    program, guide, _ = plated_pair(size)
+def test_enumeration_in_a_plate_below_a_variable_of_the_model_is_refused(size, mark, edge):
+    program, guide, _ = plated_pair(size, edge)
     marks = {"m": PARALLEL, "g": mark}
     with pytest.raises(ValueError, match="no more global than guide enumeration, but site 'g'"):
         elbo().loss(lambda: run(program, marks), lambda: run(guide, marks))
 
 
+@pytest.mark.parametrize("edge", [True, False])
 @pytest.mark.parametrize("size", [1, 2])
-def test_score_of_sites_in_a_plate_below_a_variable_of_the_model(size):
+def test_score_of_sites_in_a_plate_below_a_variable_of_the_model(size, edge):
     """What is left of the variable is outside the plate, and still depends on the draws inside."""
-    program, guide, tables = plated_pair(size)
+    program, guide, tables = plated_pair(size, edge)
     expected = -bound(program, guide)
     total = torch.zeros(())
     for values in itertools.product(range(2), repeat=size):

@@ -86,15 +86,16 @@ def contractions(graph: FactorGraph, guide_trace: Trace) -> list[Contraction]:
     ]
     owners = {variable_of(site): site for site in sites}
     beside = any(name in owners for term in terms for name in term.dims)
-    ordinals = {term.ordinal for term in terms}
-    if not beside and (len(ordinals) == 1 or not any(map(_weights_costs, sites))):
+    same = len({(term.ordinal, term.reach) for term in terms}) == 1 and terms[0].reach is None
+    if not beside and (same or not any(map(_weights_costs, sites))):
         everything = list(range(len(terms)))
-        common = ordinals.pop() if len(ordinals) == 1 else frozenset()
+        common = terms[0].ordinal if same else frozenset()
         return [Contraction(everything, [term.dims for term in terms], list(graph.plates), common=common)]
     found = []
     for members in graph.components():
-        own = [terms[i].ordinal for i in members]
-        common, reach = frozenset.intersection(*own), frozenset().union(*own)
+        own = [terms[i] for i in members]
+        common = frozenset.intersection(*(term.ordinal for term in own))
+        reach = frozenset().union(*(term.reach or term.ordinal for term in own))
         outer = tuple(dict.fromkeys(name for i in members for name in terms[i].dims if name in owners))
         inside = [owners[name] for name in outer if not ordinal_of(owners[name]) <= common]
         # Whether the terms depend on a value that is enumerated in a run of its own cannot be seen.

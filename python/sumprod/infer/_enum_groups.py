@@ -228,13 +228,16 @@ def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, T
     for member, row in zip(members, density.unbind(), strict=True):
         site, event = member.site, member.event
         names = dict(site["infer"]["_dim_to_id"])
-        plates = []
+        plates, around = [], []
         for frame in site["cond_indep_stack"]:
             if frame.dim is not None:
                 names[frame.dim] = frame.name
+                around.append(frame.name)
                 if frame.dim - event not in gone:
                     plates.append(frame.name)
-        yield site["name"], Term(frozenset(plates), tuple([names[dim + event] for dim in positions]), row)
+        reach = frozenset(around) if len(around) > len(plates) else None
+        dims = tuple([names[dim + event] for dim in positions])
+        yield site["name"], Term(frozenset(plates), dims, row, reach)
 
 
 def _density(members: Sequence[_Member], layout: _Layout) -> Tensor | None:
