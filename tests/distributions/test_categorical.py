@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributions as td
 
+import sumprod
 import sumprod.distributions as dist
-from sumprod import settings
+from sumprod import handlers, settings
 from sumprod.distributions._support import is_whole_support, mark_as_support
 
 
@@ -103,3 +104,28 @@ def test_needs_one_of_both():
         dist.Categorical(torch.tensor(1.0))
     with pytest.raises(ValueError, match="`concentration` parameter must be at least one-dimensional"):
         dist.Dirichlet(torch.tensor(1.0))
+
+
+def test_weights_are_normalised_when_first_used_and_before_expansion():
+    weights = torch.tensor([1.0, 2.0, 5.0], requires_grad=True)
+    d = dist.Categorical(weights)
+    wide = d.expand((1, 4)).expand((6, 4))
+    assert "probs" not in vars(d)
+    assert "logits" not in vars(wide)
+    torch.testing.assert_close(wide.logits, (weights / 8).log().expand(6, 4, 3))
+    assert wide.logits._base.shape == (3,)
+    assert wide.probs.shape == (6, 4, 3)
+    assert wide._param is wide.probs
+    assert "probs: torch.Size([3])" in repr(dist.Categorical(weights))
+    again = pickle.loads(pickle.dumps(dist.Categorical(weights.detach()).expand((2,))))
+    torch.testing.assert_close(again.probs, weights.detach().expand(2, 3) / 8)
+    (gradient,) = torch.autograd.grad(wide.log_prob(torch.tensor(2)).sum(), weights)
+    torch.testing.assert_close(gradient, 24 * torch.tensor([-1 / 8, -1 / 8, 1 / 5 - 1 / 8]))
+    with pytest.raises(ValueError, match="expanded"):
+        d.expand((2,)).expand((3,))
+
+
+def test_an_observed_number_has_the_dtype_of_the_weights():
+    with handlers.trace() as recorder:
+        sumprod.sample("x", dist.Categorical(torch.ones(3, dtype=torch.float64)), obs=2)
+    assert recorder.trace.nodes["x"]["value"].dtype == torch.float64

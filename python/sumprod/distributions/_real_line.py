@@ -19,6 +19,7 @@ __all__ = ["Cauchy", "HalfCauchy", "HalfNormal", "Laplace", "LogNormal", "Normal
 _LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 _LOG_PI = math.log(math.pi)
 _LOG_2 = math.log(2)
+_SURELY_POSITIVE = 1e-6  # numbers above it are positive in every dtype
 
 
 def _normal_log_density(deviation: Tensor, scale: Tensor, constant: float) -> Tensor:
@@ -38,8 +39,11 @@ class _LocationScale(LeanFamily):
     scale: Any = None
 
     def __init__(self, loc: Any, scale: Any, validate_args: bool | None = None) -> None:
+        surely = isinstance(scale, (int, float)) and scale > _SURELY_POSITIVE
         self.loc, self.scale = loc, scale = together(loc, scale)
-        if self._start(loc.shape, validate_args) and not (eager() and is_real(loc) and is_positive(scale)):
+        if self._start(loc.shape, validate_args) and not (
+            eager() and is_real(loc) and (surely or is_positive(scale))
+        ):
             self._check_closely()
 
     def _noise(self, sample_shape: Any) -> Any:

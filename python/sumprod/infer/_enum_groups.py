@@ -223,21 +223,17 @@ def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, T
     shape = [len(members), *(size for _, size in layout.constant), *sizes]
     if density.shape != torch.Size(shape):
         density = density.expand(shape)
-    positions = [dim for dim, _ in layout.constant] + list(layout.varying)
-    gone = set(layout.summed)
+    event = members[0].event
+    positions = [dim + event for dim in (*(dim for dim, _ in layout.constant), *layout.varying)]
+    gone = {dim + event for dim in layout.summed}
     for member, row in zip(members, density.unbind(), strict=True):
-        site, event = member.site, member.event
-        names = dict(site["infer"]["_dim_to_id"])
-        plates, around = [], []
-        for frame in site["cond_indep_stack"]:
-            if frame.dim is not None:
-                names[frame.dim] = frame.name
-                around.append(frame.name)
-                if frame.dim - event not in gone:
-                    plates.append(frame.name)
-        reach = frozenset(around) if len(around) > len(plates) else None
-        dims = tuple([names[dim + event] for dim in positions])
-        yield site["name"], Term(frozenset(plates), dims, row, reach)
+        site = member.site
+        plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.dim is not None}
+        variables = site["infer"]["_dim_to_id"]
+        names = tuple([plates[dim] if dim in plates else variables[dim] for dim in positions])
+        ordinal = frozenset([name for dim, name in plates.items() if dim not in gone])
+        reach = frozenset(plates.values()) if len(ordinal) < len(plates) else None
+        yield site["name"], Term(ordinal, names, row, reach)
 
 
 def _density(members: Sequence[_Member], layout: _Layout) -> Tensor | None:

@@ -22,7 +22,7 @@ def all_alike(tensors: Sequence[Tensor]) -> bool:
     """Whether the first tensor can stand for all: they are equal as functions of what they depend on.
 
     That is recognised of one tensor repeated, of equal tensors without gradients, and of look-ups with equal
-    indices in one tensor. False means "perhaps not".
+    indices in one tensor, if they are not large. False means "perhaps not".
     """
     first = tensors[0]
     return all(other is first or _alike(first, other) for other in tensors[1:])
@@ -31,9 +31,10 @@ def all_alike(tensors: Sequence[Tensor]) -> bool:
 def _alike(one: Tensor, other: Tensor) -> bool:
     if one.requires_grad != other.requires_grad or _is_watched(one) or _is_watched(other):
         return False
-    if not one.requires_grad:
-        return one.numel() <= _LARGE and one.dtype == other.dtype and torch.equal(one, other)
-    return _same_node(one.grad_fn, other.grad_fn)
+    if one.dtype != other.dtype or one.numel() > _LARGE or not torch.equal(one, other):
+        return False
+    # Values say nothing about gradients; nodes nothing about a table written to in between.
+    return not one.requires_grad or _same_node(one.grad_fn, other.grad_fn)
 
 
 def _is_watched(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ formula, validation and gradient stay those of the family.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,15 +103,26 @@ def with_parameters(like: Any, names: Sequence[str], parameters: Sequence[Tensor
 def before_expansion(tensor: Tensor) -> Tensor:
     """The tensor of which this one is an expanded view; itself when it is something else."""
     base = tensor._base
-    if base is None or base.storage_offset() != tensor.storage_offset() or base.dim() > tensor.dim():
+    if base is None or base.storage_offset() != tensor.storage_offset():
         return tensor
-    missing = tensor.dim() - base.dim()
-    strides, shape = tensor.stride(), tensor.shape
-    for i in range(tensor.dim()):
-        own = i - missing
-        same = own >= 0 and base.shape[own] == shape[i] and (base.stride(own) == strides[i] or shape[i] == 1)
-        repeated = strides[i] == 0 and (own < 0 or base.shape[own] == 1)
-        if not (same or repeated):
-            return tensor
+    if not _is_expansion(base.shape, base.stride(), tensor.shape, tensor.stride()):
+        return tensor
     # A view of a leaf made without gradients must not give the leaf a gradient.
     return base if base.requires_grad == tensor.requires_grad else tensor
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_expansion(
+    old: tuple[int, ...], old_strides: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, ...]
+) -> bool:
+    """Whether `expand` makes the second view of a storage from the first."""
+    missing = len(shape) - len(old)
+    if missing < 0:
+        return False
+    for i, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        own = i - missing
+        same = own >= 0 and old[own] == size and (old_strides[own] == stride or size == 1)
+        repeated = stride == 0 and (own < 0 or old[own] == 1)
+        if not (same or repeated):
+            return False
+    return True
