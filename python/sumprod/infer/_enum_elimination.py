@@ -86,8 +86,9 @@ def contractions(graph: FactorGraph, guide_trace: Trace) -> list[Contraction]:
     ]
     owners = {variable_of(site): site for site in sites}
     beside = any(name in owners for term in terms for name in term.dims)
-    same = len({(term.ordinal, term.reach) for term in terms}) == 1 and terms[0].reach is None
-    if not beside and (same or not any(map(_weights_costs, sites))):
+    weighted = any(map(_weights_costs, sites))
+    same = weighted and len({(term.ordinal, term.reach) for term in terms}) == 1 and terms[0].reach is None
+    if not beside and (same or not weighted):
         everything = list(range(len(terms)))
         common = terms[0].ordinal if same else frozenset()
         return [Contraction(everything, [term.dims for term in terms], list(graph.plates), common=common)]
