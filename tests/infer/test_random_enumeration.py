@@ -286,7 +286,7 @@ def probability(guide, chosen):
 # ---- joint draws
 
 DRAWS = 1000
-UNLIKELY = 1e-7  # p-value; of up to 3,000 comparisons, a sound sampler fails for one in 3,000 choices of seeds
+UNLIKELY = 1e-7  # p-value; in 3,000 comparisons a sound sampler fails for one in 3,000 choices of seeds
 
 
 def check_draws(program, pick, saved):
