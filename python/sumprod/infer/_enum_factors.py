@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sumprod.distributions._support import is_whole_support
 from sumprod.errors import MemoryBudgetError, SupportError
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._enum_groups import site_terms
 from sumprod.infer._enum_requirements import warn_of_dependency
 from sumprod.infer._enum_sites import Names, Term, align, variable_of
 from sumprod.ops._plan import NotTreeStructured, name_dims
-from sumprod.ops.contraction import contract, sample
+from sumprod.ops.contraction import contract, draw
 from sumprod.settings import state
 
 __all__ = ["FactorGraph"]
@@ -92,8 +94,14 @@ class FactorGraph:
         keep_common_plates: bool,
     ) -> list[tuple[tuple[Hashable, ...], Tensor]]:
         """`ops.contraction.contract`, whose refusals call the graph's variables by their sites' names."""
-        try:
+        with self._named_refusals():
             return contract(tensors, dims, plates, keep_common_plates=keep_common_plates)
+
+    @contextmanager
+    def _named_refusals(self) -> Iterator[None]:
+        """Errors of contractions name sites instead of variables."""
+        try:
+            yield
         except (NotTreeStructured, MemoryBudgetError) as error:
             name_dims(error, {variable: site["name"] for variable, site in self.variables.items()})
             raise
@@ -107,15 +115,16 @@ class FactorGraph:
             SupportError: the evidence is impossible (when validating).
         """
         with torch.no_grad():
-            impossible = [bool((total == -torch.inf).any()) for _, total in self.totals()]
+            with self._named_refusals():
+                totals, found = draw(
+                    [term.tensor for term in self.terms],
+                    [term.dims for term in self.terms],
+                    self.plates,
+                    maximise=maximise,
+                )
+            impossible = [bool((total == -torch.inf).any()) for _, total in totals]
             if any(impossible) and state.validate_infer:
                 raise self.blame()
-            found = sample(
-                [term.tensor for term in self.terms],
-                [term.dims for term in self.terms],
-                self.plates,
-                maximise=maximise,
-            )
             possible = self._possible() if any(impossible) else {}
             for variable, (dims, mask) in possible.items():
                 plates, index = found[variable]
@@ -217,6 +226,8 @@ def _value_at(site: Any, found: Mapping[Hashable, tuple[Names, Tensor]]) -> Tens
     event = len(site["fn"]._event_shape)
     ids, own = site["infer"]["_dim_to_id"], site["infer"]["_enumerate_dim"]
     batch = value.shape[: value.dim() - event]
+    if is_whole_support(value, batch[own]):
+        return placed(ids[own])
     if sum(size > 1 for size in batch) == 1:
         return value.reshape((batch[own], *value.shape[len(batch) :]))[placed(ids[own])]
     # The support varies: along plates, and along variables that the site depends on.

@@ -35,6 +35,7 @@ from sumprod.settings import state
 
 __all__ = ["site_terms"]
 
+_LARGE = 1 << 12  # entries of a density; parameters before expansion then save work even for one site
 _MOST_ENTRIES = 1 << 18  # of one stacked tensor; above that, memory costs more than calls
 
 
@@ -100,7 +101,7 @@ def _grouped_terms(
     terms: dict[str, Term] = {}
     for members in groups.values():
         layout = _layout(members[0], variables, occupied)
-        if layout is None or (len(members) == 1 and not layout.summed):
+        if layout is None or (len(members) == 1 and not layout.summed and prod(layout.shape) < _LARGE):
             continue
         if state.validate_infer:
             check_density_shape(members[0].site, layout.shape, max_plate_nesting)

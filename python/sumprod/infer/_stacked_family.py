@@ -17,6 +17,7 @@ from torch import Tensor
 from sumprod import distributions
 from sumprod.distributions import Bernoulli, Categorical
 from sumprod.distributions._family import PUBLIC, LeanFamily
+from sumprod.distributions.util import broadcast_shape
 
 __all__ = ["before_expansion", "family_key", "parameter_names", "stack_family", "with_parameters"]
 
@@ -86,7 +87,7 @@ def with_parameters(like: Any, names: Sequence[str], parameters: Sequence[Tensor
     cls: Any = type(like)
     new = cls.__new__(cls)
     new.__dict__.update(zip(names, parameters, strict=True))
-    shape = torch.broadcast_shapes(*(parameter.shape for parameter in parameters))
+    shape = torch.Size(broadcast_shape(*(parameter.shape for parameter in parameters)))
     if cls is Bernoulli:
         new._param = parameters[0]
     elif cls is Categorical:
