@@ -293,3 +293,25 @@ def test_impossible_data_and_exact_zeros():
 
     loss = TraceEnum_ELBO(max_plate_nesting=0).loss(model, nothing)
     assert loss == pytest.approx(-torch.tensor(0.5 / 8).log().item())
+
+
+def test_one_large_site(one_by_one):
+    """A mixture of many elements: the parameters of its one observed site are not expanded."""
+    data = uniform(5000, seed=3)
+
+    def model():
+        transition, emission = parameters()
+        with sumprod.plate("data", 5000):
+            z = sumprod.sample("z", dist.Categorical(transition[0]), infer=PARALLEL)
+            sumprod.sample("x", dist.Normal(emission[z, 0], emission[z, 1]), obs=data)
+
+    _, sites, variables = enumerated(model, depth=1)
+    assert "x" in _enum_groups._grouped_terms(sites, variables, 1)
+    found = []
+    for switch in (lambda: None, one_by_one):
+        switch()
+        loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(model, nothing)
+        leaves = [leaf for _, leaf in sumprod.get_param_store().named_parameters()]
+        found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    for value, expected in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)

@@ -56,8 +56,9 @@ def vindex(tensor: Tensor, args: Any) -> Tensor:
         args += (slice(None),) * (tensor.dim() - len(args))
     rank = tensor.dim() - len(args)
     # Slices first: what is left of them covers its dim wholly.
-    ranges: Any = (..., *(arg if isinstance(arg, slice) else slice(None) for arg in args))
-    tensor = tensor[ranges]
+    if any(isinstance(arg, slice) and arg != slice(None) for arg in args):
+        ranges: Any = (..., *(arg if isinstance(arg, slice) else slice(None) for arg in args))
+        tensor = tensor[ranges]
     positions = {rank + i: arg for i, arg in enumerate(args) if not isinstance(arg, slice)}
     if not any(isinstance(position, Tensor) for position in positions.values()):
         return tensor[tuple(positions.get(dim, slice(None)) for dim in range(tensor.dim()))]
@@ -65,9 +66,12 @@ def vindex(tensor: Tensor, args: Any) -> Tensor:
         shape = [-1] + [1] * (rank - dim - 1)
         positions[dim] = torch.arange(tensor.shape[dim], device=tensor.device).reshape(shape)
     sliced = [dim for dim in range(rank, tensor.dim()) if dim not in positions]
-    order = [*sorted(positions), *sliced]
+    indexed = sorted(positions)
+    order = [*indexed, *sliced]
+    if order != list(range(tensor.dim())):
+        tensor = tensor.permute(order)
     try:
-        return tensor.permute(order)[tuple(positions[dim] for dim in sorted(positions))]
+        return tensor[tuple([positions[dim] for dim in indexed])]
     except IndexError as error:
         if "shape mismatch" not in str(error):
             raise
