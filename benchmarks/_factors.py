@@ -48,20 +48,15 @@ class Graph:
         return call
 
     def by_contract(self) -> Callable[[Sequence[Tensor]], Tensor]:
-        """The same by `sumprod.ops.contraction.contract`, which wants the plate as a dim of every factor."""
-        sizes = {
-            name: size
-            for tensor, dims in zip(self.tensors, self.dims, strict=True)
-            for name, size in zip(dims, tensor.shape, strict=True)
-        }
+        """The same by `sumprod.ops.contraction.contract`, for which every factor has the plate as a dim."""
         names = [dims if self.plate in dims else self.plate + dims for dims in self.dims]
 
         def call(tensors: Sequence[Tensor]) -> Tensor:
-            expanded = [
-                tensor.expand(sizes[self.plate], *tensor.shape) if len(own) > tensor.dim() else tensor
+            shaped = [
+                tensor.unsqueeze(0) if len(own) > tensor.dim() else tensor
                 for tensor, own in zip(tensors, names, strict=True)
             ]
-            parts = [part for _, part in contract(expanded, names, self.plate, keep_common_plates=True)]
+            parts = [part for _, part in contract(shaped, names, self.plate, keep_common_plates=True)]
             return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
         return call

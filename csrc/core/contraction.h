@@ -32,7 +32,7 @@ struct ContractionFactor {
   ContractionView view;
   void* grad;  // null, or where the gradient goes
   ContractionView grad_view;
-  bool adds;       // to the gradient, which other places or slices share
+  bool adds;       // to the gradient, which other places, or other slices, are added to as well
   int32_t shared;  // its number among those that are the same for all lanes, or -1
 };
 
@@ -43,6 +43,7 @@ struct ContractionShared {
   int64_t value_at;  // elements before it
   int64_t slice_at;  // slices before it
   bool accumulates;  // its gradient is summed over all lanes and places
+  bool adds;         // that sum to the gradient, which other places are added to as well
 };
 
 struct ContractionMessage {

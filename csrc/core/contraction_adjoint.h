@@ -155,9 +155,9 @@ class AdjointTile : public Tile<L, kArithmetic> {
     const Lane* grad = bar(step.output) + s * elements;
     Lane* weight = reinterpret_cast<Lane*>(memory_.element_row);
     for (int64_t e = 0; e < elements; ++e) {
-      const Lane w = this->times_elements(step, e, grad[e] * out.norm[s] / value[e]);
-      weight[e] = value[e] == Real(0) ? Lane{} : w;
+      weight[e] = value[e] == Real(0) ? Lane{} : grad[e] * out.norm[s] / value[e];
     }
+    this->times_elements(step, elements, weight);
     const Lane* row = this->term_row(step);
     Lane* term_grad = reinterpret_cast<Lane*>(memory_.term_grad);
     for (int64_t t = 0; t < step.terms; ++t) term_grad[t] = Lane{};

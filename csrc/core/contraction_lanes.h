@@ -198,7 +198,8 @@ Vec<Real> scale_slice(Vec<Real>* value, int64_t elements, double* scale) {
   top = top == -kInfinity<Real> ? splat(Real(0)) : top;
   for (int64_t e = 0; e < elements; ++e) {
     const Vec<Real> below = value[e] - top;
-    low = (below < low) & (below > -kInfinity<Real>) ? below : low;
+    const Vec<Real> finite = below > -kInfinity<Real> ? below : Vec<Real>{};
+    low = finite < low ? finite : low;
     value[e] = exp_nonpositive<Real>(below);
   }
   for (int l = 0; l < Simd<Real>::kWidth; ++l) scale[l] = double(top[l]);
@@ -218,7 +219,8 @@ Real scale_row(Real* value, int64_t elements, double* scale) {
   most = most == -kInfinity<Real> ? Real(0) : most;
   for (int64_t e = 0; e < elements; e += W) {
     const Vec<Real> below = chunk(e) - most;
-    low = (below < low) & (below > -kInfinity<Real>) ? below : low;
+    const Vec<Real> finite = below > -kInfinity<Real> ? below : Vec<Real>{};
+    low = finite < low ? finite : low;
     const Vec<Real> x = exp_nonpositive<Real>(below);
     if (e + W <= elements) {
       store(value + e, x);

@@ -202,35 +202,48 @@ class Tile {
     return product;
   }
 
+  // out[i] = out[i] * entry(i), or entry(i), for an input's entries in the order of a table.
+  static void times_row(const Row<L>& row, const int32_t* at, int64_t count, bool first, Lane* out) {
+    if (row.value != nullptr || W == 1) {
+      const Lane* value = row.value;
+      if (first) {
+        for (int64_t i = 0; i < count; ++i) out[i] = value[at[i]];
+      } else {
+        for (int64_t i = 0; i < count; ++i) out[i] *= value[at[i]];
+      }
+    } else {
+      const Real* shared = row.shared;
+      if (first) {
+        for (int64_t i = 0; i < count; ++i) out[i] = L::all(shared[at[i]]);
+      } else {
+        for (int64_t i = 0; i < count; ++i) out[i] *= L::all(shared[at[i]]);
+      }
+    }
+  }
+
   // For each term the product of the inputs that have no dim of the output.
   const Lane* term_row(const ContractionStep& step) const {
     Lane* out = reinterpret_cast<Lane*>(memory_.term_row);
-    bool empty = true;
+    bool first = true;
     for (int32_t i = 0; i < step.inputs; ++i) {
-      const ContractionInput& input = step.input[i];
-      if (input.role != ContractionRole::terms) continue;
-      if (empty) {
-        for (int64_t t = 0; t < step.terms; ++t) out[t] = rows_[i].at(input.term_at[t]);
-      } else {
-        for (int64_t t = 0; t < step.terms; ++t) out[t] *= rows_[i].at(input.term_at[t]);
-      }
-      empty = false;
+      if (step.input[i].role != ContractionRole::terms) continue;
+      times_row(rows_[i], step.input[i].term_at, step.terms, first, out);
+      first = false;
     }
-    if (empty) {
+    if (first) {
       for (int64_t t = 0; t < step.terms; ++t) out[t] = L::all(Real(1));
     }
     return out;
   }
 
-  // Times the inputs that are not summed over.
-  SUMPROD_INLINE Lane times_elements(const ContractionStep& step, int64_t element, Lane x) const {
+  // Times the inputs that are not summed over, for each element.
+  void times_elements(const ContractionStep& step, int64_t elements, Lane* out) const {
     for (int32_t i = 0; i < step.inputs; ++i) {
-      const ContractionInput& input = step.input[i];
-      if (input.role == ContractionRole::elements || input.role == ContractionRole::neither) {
-        x *= rows_[i].at(input.element_at[element]);
+      const ContractionRole role = step.input[i].role;
+      if (role == ContractionRole::elements || role == ContractionRole::neither) {
+        times_row(rows_[i], step.input[i].element_at, elements, false, out);
       }
     }
-    return x;
   }
 
   static bool has_role(const ContractionStep& step, ContractionRole role) {
@@ -264,7 +277,7 @@ class Tile {
       for (int64_t t = 0; t < step.terms; ++t) sum += row[t];
       for (int64_t e = 0; e < elements; ++e) out[e] = sum;
     }
-    for (int64_t e = 0; e < elements; ++e) out[e] = times_elements(step, e, out[e]);
+    times_elements(step, elements, out);
   }
 
   // The sum, or the largest, of the terms of one element, as a log.
@@ -325,14 +338,18 @@ class Tile {
     const Lane norm = out.norm[s];
     for (int64_t e = 0; e < elements; ++e) {
       value[e] *= norm;
-      smallest = (value[e] > Real(0)) & (value[e] < smallest) ? value[e] : smallest;
+      // Two steps, so that only the second waits for the entry before.
+      const Lane positive = value[e] > Real(0) ? value[e] : L::all(Real(1));
+      smallest = positive < smallest ? positive : smallest;
     }
     for (int32_t i = 0; i < step.inputs; ++i) {
       const Slot<L>& in = slots_[step.input[i].message];
       const int64_t slice = step.input[i].slice_at[s];
-      const bool shared = in.value == nullptr;
-      const double* add = in.scale + (shared ? slice : slice * W);
-      for (int l = 0; l < W; ++l) scale[l] += shared ? *add : add[l];
+      if (in.value == nullptr) {
+        for (int l = 0; l < W; ++l) scale[l] += in.scale[slice];
+      } else {
+        for (int l = 0; l < W; ++l) scale[l] += in.scale[slice * W + l];
+      }
     }
     return smallest;
   }

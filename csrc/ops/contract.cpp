@@ -95,16 +95,6 @@ std::vector<Tensor> contract(std::vector<Tensor> factors, std::string encoded, b
   return results;
 }
 
-// A gradient like an operand; zero where it will be added to.
-Tensor grad_for(const CompiledPlan& plan, int32_t operand, const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  bool adds = plan.uses(operand) > 1;
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    adds = adds || sizes[d] != plan.program().sizes[plan.operand_dims(operand)[d]];
-  }
-  return adds ? torch::stable::new_zeros(tensor, sizes) : torch::stable::new_empty(tensor, sizes);
-}
-
 std::vector<Tensor> contract_backward(std::vector<Tensor> grads, std::vector<Tensor> factors, std::string encoded) {
   const auto plan = compiled_plan(encoded);
   const PlanProgram& program = plan->program();
@@ -114,7 +104,9 @@ std::vector<Tensor> contract_backward(std::vector<Tensor> grads, std::vector<Ten
   std::vector<Tensor> factor_grads;
   std::vector<OperandData> operands = data_of(factors);
   for (size_t i = 0; i < factors.size(); ++i) {
-    factor_grads.push_back(grad_for(*plan, static_cast<int32_t>(i), factors[i]));
+    const auto sizes = factors[i].sizes();
+    factor_grads.push_back(views->adds[i] ? torch::stable::new_zeros(factors[i], sizes)
+                                          : torch::stable::new_empty(factors[i], sizes));
     operands[i].grad = factor_grads.back().mutable_data_ptr();
   }
   each_component(*plan, *views, operands, [&](size_t i, ComponentRun& run) {

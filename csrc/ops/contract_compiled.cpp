@@ -26,16 +26,39 @@ std::vector<SlotLayout> unpacked(const CompiledPlan& plan, const OperandLayouts&
   return out;
 }
 
+// Finds the operands whose gradients are added up from several places, and tells those places.
+void settle_additions(const CompiledPlan& plan, CompiledViews& views) {
+  std::vector<int32_t> places(static_cast<size_t>(plan.program().operands), 0);
+  const auto each_place = [&](auto f) {
+    for (size_t i = 0; i < plan.components().size(); ++i) {
+      for (const bool inner : {true, false}) {
+        const auto& phase = inner ? plan.components()[i].inner : plan.components()[i].outer;
+        const auto& own = inner ? views.components[i].inner : views.components[i].outer;
+        for (size_t n = 0; phase != nullptr && n < own->factors.size(); ++n) {
+          const int32_t slot = phase->inputs()[n].slot;
+          if (slot >= static_cast<int32_t>(plan.program().factors.size())) continue;
+          const int32_t shared = own->factors[n].shared;
+          // Shared factors are one place, however many steps take them in.
+          if (shared >= 0 && own->shared[shared].factor != static_cast<int32_t>(n)) continue;
+          bool& adds = shared >= 0 ? own->shared[shared].adds : own->factors[n].adds;
+          f(plan.program().operand_of[slot], adds);
+        }
+      }
+    }
+  };
+  each_place([&](int32_t operand, bool& adds) { places[operand] += adds ? 2 : 1; });
+  for (const int32_t count : places) views.adds.push_back(count > 1);
+  each_place([&](int32_t operand, bool& adds) { adds = views.adds[operand]; });
+}
+
 }  // namespace
 
 CompiledPlan::CompiledPlan(const std::string& encoded) : program_(encoded) {
   const int32_t none = -1;
   first_use_.resize(static_cast<size_t>(program_.operands), none);
-  uses_.resize(static_cast<size_t>(program_.operands), 0);
   for (size_t factor = 0; factor < program_.factors.size(); ++factor) {
     const int32_t operand = program_.operand_of[factor];
     if (first_use_[operand] == none) first_use_[operand] = static_cast<int32_t>(factor);
-    ++uses_[operand];
     STD_TORCH_CHECK(program_.shape_of(static_cast<int32_t>(factor)) == program_.shape_of(first_use_[operand]),
                     "sumprod::contract: places ", first_use_[operand], " and ", factor,
                     " of the plan are one tensor, but their shapes differ");
@@ -69,6 +92,7 @@ std::shared_ptr<const CompiledViews> CompiledPlan::views(OperandLayouts layouts,
     };
     made->components.push_back({make(compiled.inner), make(compiled.outer)});
   }
+  settle_additions(*this, *made);
   made->layouts = std::move(layouts);
   made->with_gradients = with_gradients;
   if (recent_.size() >= kKeptViews) recent_.erase(recent_.begin());

@@ -34,6 +34,8 @@ struct CompiledViews {
   OperandLayouts layouts;
   bool with_gradients = false;
   std::vector<ComponentViews> components;
+  // Of each operand, whether its gradient is added up from several places; otherwise every element is written once.
+  std::vector<bool> adds;
 };
 
 class CompiledPlan {
@@ -46,13 +48,12 @@ class CompiledPlan {
   // The dims of an operand, as those of the first factor that it is.
   const std::vector<int32_t>& operand_dims(int32_t operand) const { return program_.factors[first_use_[operand]]; }
   int32_t first_use(int32_t operand) const { return first_use_[operand]; }
-  int32_t uses(int32_t operand) const { return uses_[operand]; }
   std::shared_ptr<const CompiledViews> views(OperandLayouts layouts, bool with_gradients) const;
 
  private:
   const PlanProgram program_;
   std::vector<CompiledComponent> components_;
-  std::vector<int32_t> first_use_, uses_;
+  std::vector<int32_t> first_use_;
   mutable std::mutex mutex_;
   mutable std::vector<std::shared_ptr<const CompiledViews>> recent_;
 };

@@ -40,7 +40,10 @@ PhaseProgram::PhaseProgram(const PlanProgram& program, std::vector<int32_t> step
     : program_(program), lane_(lane), step_numbers_(std::move(steps)) {
   for (int32_t number : step_numbers_) add_step(number);
   if (result >= 0) result_message_ = message_of(result);
-  lay_out();
+  collect_inputs();
+  forward_messages_ = messages_;
+  lay_out(shape, messages_, false);
+  lay_out(forward_shape, forward_messages_, true);
 }
 
 std::vector<int32_t> PhaseProgram::slices_of(const std::vector<int32_t>& dims) const {
@@ -118,53 +121,86 @@ ContractionInput PhaseProgram::input_of(const PlanStep& step, int32_t output, in
   return input;
 }
 
-// Outputs of steps stay in memory, for the backward pass; inputs from outside are there during their step only.
-void PhaseProgram::lay_out() {
+void PhaseProgram::collect_inputs() {
   std::vector<bool> computed(messages_.size(), false);
-  int64_t values = 0, slices = 0;
-  for (const ContractionStep& step : steps_) {
-    ContractionMessage& m = messages_[step.output];
-    computed[step.output] = true;
-    m.value_at = values;
-    m.slice_at = slices;
-    values += m.slices * m.elements;
-    slices += m.slices;
-    if (step.reduces_lanes) shape.partial_row += m.slices * m.elements;
-    shape.inputs = std::max(shape.inputs, step.inputs);
-    shape.terms = std::max(shape.terms, step.terms);
-    shape.elements = std::max(shape.elements, m.elements);
-  }
-  shape.kept_values = shape.values = values;
-  shape.slices = slices;
-  const auto place_after = [&](int64_t& value_at, int64_t& slice_at, ContractionMessage& m) {
-    m.value_at = value_at;
-    m.slice_at = slice_at;
-    value_at += m.slices * m.elements;
-    slice_at += m.slices;
-    shape.values = std::max(shape.values, value_at);
-    shape.slices = std::max(shape.slices, slice_at);
-  };
-  for (const ContractionStep& step : steps_) {
-    int64_t value_at = values, slice_at = slices;
-    for (int32_t i = 0; i < step.inputs; ++i) {
-      if (!computed[step.input[i].message]) place_after(value_at, slice_at, messages_[step.input[i].message]);
-    }
-  }
-  if (result_message_ >= 0 && !computed[result_message_]) {
-    int64_t value_at = values, slice_at = slices;
-    place_after(value_at, slice_at, messages_[result_message_]);
-  }
+  for (const ContractionStep& step : steps_) computed[step.output] = true;
   for (size_t m = 0; m < messages_.size(); ++m) {
     if (computed[m]) continue;
     messages_[m].factor = static_cast<int32_t>(inputs_.size());
     inputs_.push_back({slot_of_[m], static_cast<int32_t>(m)});
   }
-  shape.messages = static_cast<int32_t>(messages_.size());
-  shape.steps = static_cast<int32_t>(steps_.size());
-  shape.message = messages_.data();
-  shape.step = steps_.data();
-  shape.has_lanes = lane_ >= 0;
-  shape.lanes = lane_ >= 0 ? program_.sizes[lane_] : 1;
+}
+
+namespace {
+
+// Places messages in a tile's memory.
+class Room {
+ public:
+  void place(ContractionMessage& m) {
+    std::vector<ContractionMessage>& left = left_[{m.slices, m.elements}];
+    if (!left.empty()) {
+      m.value_at = left.back().value_at;
+      m.slice_at = left.back().slice_at;
+      left.pop_back();
+      return;
+    }
+    m.value_at = values;
+    m.slice_at = slices;
+    values += m.slices * m.elements;
+    slices += m.slices;
+  }
+  // Another of the same size may have the place.
+  void leave(const ContractionMessage& m) { left_[{m.slices, m.elements}].push_back(m); }
+
+  int64_t values = 0, slices = 0;
+
+ private:
+  std::map<std::pair<int64_t, int64_t>, std::vector<ContractionMessage>> left_;
+};
+
+}  // namespace
+
+// Inputs from outside are in memory during their step only, after all that is kept.
+void PhaseProgram::lay_out(ContractionShape& to, std::vector<ContractionMessage>& messages, bool reuses) {
+  Room kept;
+  for (const ContractionStep& step : steps_) {
+    kept.place(messages[step.output]);
+    // What is summed over lanes is read once more, at the end.
+    if (!reuses || step.reduces_lanes) continue;
+    for (int32_t i = 0; i < step.inputs; ++i) {
+      if (messages[step.input[i].message].factor < 0) kept.leave(messages[step.input[i].message]);
+    }
+  }
+  to.kept_values = to.values = kept.values;
+  to.slices = kept.slices;
+  const auto place_inputs = [&](auto&& numbers) {
+    Room room;
+    for (int32_t number : numbers) {
+      ContractionMessage& m = messages[number];
+      if (m.factor < 0) continue;
+      room.place(m);
+      m.value_at += kept.values;
+      m.slice_at += kept.slices;
+    }
+    to.values = std::max(to.values, kept.values + room.values);
+    to.slices = std::max(to.slices, kept.slices + room.slices);
+  };
+  for (const ContractionStep& step : steps_) {
+    std::vector<int32_t> numbers;
+    for (int32_t i = 0; i < step.inputs; ++i) numbers.push_back(step.input[i].message);
+    place_inputs(numbers);
+    if (step.reduces_lanes) to.partial_row += messages[step.output].slices * messages[step.output].elements;
+    to.inputs = std::max(to.inputs, step.inputs);
+    to.terms = std::max(to.terms, step.terms);
+    to.elements = std::max(to.elements, messages[step.output].elements);
+  }
+  if (result_message_ >= 0) place_inputs(std::initializer_list<int32_t>{result_message_});
+  to.messages = static_cast<int32_t>(messages.size());
+  to.steps = static_cast<int32_t>(steps_.size());
+  to.message = messages.data();
+  to.step = steps_.data();
+  to.has_lanes = lane_ >= 0;
+  to.lanes = lane_ >= 0 ? program_.sizes[lane_] : 1;
 }
 
 // ---- layouts --------------------------------------------------------------------------------
@@ -227,8 +263,6 @@ PhaseViews::PhaseViews(const PhaseProgram& phase, const std::vector<SlotLayout>&
                        bool with_gradients) {
   const PlanProgram& program = phase.program();
   const auto factor_count = static_cast<int32_t>(program.factors.size());
-  std::vector<int32_t> uses(operands.size(), 0);
-  for (int32_t operand : program.operand_of) ++uses[operand];
   for (const PhaseProgram::Input& input : phase.inputs()) {
     const bool linked = input.slot >= factor_count;
     const int32_t operand = linked ? -1 : program.operand_of[input.slot];
@@ -244,8 +278,9 @@ PhaseViews::PhaseViews(const PhaseProgram& phase, const std::vector<SlotLayout>&
     if (with_gradients) {
       const SlotLayout& grad = linked ? layout : contiguous_layout(program, input.slot, layout.broadcast);
       factor.grad_view = view_of(phase, input.slot, grad, linked || is_double, lists_);
-      factor.adds =
-          !linked && (uses[operand] > 1 || std::count(layout.broadcast.begin(), layout.broadcast.end(), true));
+      for (size_t d = 0; !linked && d < dims.size(); ++d) {
+        factor.adds = factor.adds || (layout.broadcast[d] && dims[d] != phase.lane());
+      }
     }
     if (phase.lane() >= 0 && factor.view.lane_stride == 0 && (one_for_all || !with_gradients)) {
       share(phase, factors.size() - 1, operand, with_gradients);
@@ -263,7 +298,7 @@ void PhaseViews::share(const PhaseProgram& phase, size_t input, int32_t operand,
   const auto [found, is_new] = known_shared_.try_emplace(key, static_cast<int32_t>(shared.size()));
   factor.shared = found->second;
   if (!is_new) return;
-  shared.push_back({message, static_cast<int32_t>(input), shared_values, shared_slices, accumulates});
+  shared.push_back({message, static_cast<int32_t>(input), shared_values, shared_slices, accumulates, factor.adds});
   shared_values += m.slices * m.elements;
   shared_slices += m.slices;
   if (!accumulates) return;

@@ -46,21 +46,24 @@ class PhaseProgram {
   std::vector<int32_t> slices_of(const std::vector<int32_t>& dims) const;
   int64_t tiles() const;
 
-  ContractionShape shape{};
+  // Outputs of steps stay in a tile's memory, for the backward pass and for draws; or they make room for others
+  // as soon as they have been taken in, so that a tile fits into cache.
+  ContractionShape shape{}, forward_shape{};
 
  private:
   int32_t message_of(int32_t slot);
   void add_step(int32_t number);
   ContractionInput input_of(const PlanStep& step, int32_t output, int32_t slot);
   const int32_t* table(const std::vector<int32_t>& loop, const std::vector<int32_t>& own);
-  void lay_out();
+  void collect_inputs();
+  void lay_out(ContractionShape& to, std::vector<ContractionMessage>& messages, bool reuses);
 
   const PlanProgram& program_;
   const int32_t lane_;
   const std::vector<int32_t> step_numbers_;
   std::map<int32_t, int32_t> message_number_;  // of each slot
   std::vector<int32_t> slot_of_;               // of each message
-  std::vector<ContractionMessage> messages_;
+  std::vector<ContractionMessage> messages_, forward_messages_;
   std::vector<ContractionStep> steps_;
   std::deque<std::vector<ContractionInput>> input_lists_;
   std::vector<Input> inputs_;

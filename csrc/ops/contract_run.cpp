@@ -15,10 +15,13 @@ constexpr int64_t kMostGroupBytes = int64_t{1} << 27;
 int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 template <class Stored>
-void add_to_tensor(const ContractionMessage& m, const ContractionView& view, const double* sums, Stored* data) {
+void write_sums(const ContractionMessage& m, const ContractionView& view, bool adds, const double* sums, Stored* data) {
   for (int64_t s = 0; s < m.slices; ++s) {
     Stored* row = data + view.slice[s];
-    for (int64_t e = 0; e < m.elements; ++e) row[view.element[e]] += static_cast<Stored>(*sums++);
+    for (int64_t e = 0; e < m.elements; ++e, ++sums) {
+      Stored& to = row[view.element[e]];
+      to = static_cast<Stored>(adds ? to + *sums : *sums);
+    }
   }
 }
 
@@ -144,7 +147,12 @@ void BoundPhase::run_tiles(Kernel kernel) {
   add_partials();
 }
 
-void BoundPhase::run_forward() { run_tiles(SUMPROD_KERNEL(contract_tiles)); }
+void BoundPhase::run_forward() {
+  phase_.shape = program_.forward_shape;
+  run_tiles(SUMPROD_KERNEL(contract_tiles));
+  phase_.shape = program_.shape;
+}
+
 void BoundPhase::run_draw() { run_tiles(SUMPROD_KERNEL(contract_draw_tiles)); }
 
 void BoundPhase::run_backward(const double* reduced_grad) {
@@ -158,18 +166,19 @@ void BoundPhase::run_backward(const double* reduced_grad) {
     const int64_t bytes = views_.shared_values * static_cast<int64_t>(sizeof(double));
     groups = std::min({tiles, kMostGroups, std::max<int64_t>(1, kMostGroupBytes / std::max<int64_t>(bytes, 1))});
   }
-  std::vector<double> sums(accumulates ? static_cast<size_t>(groups * views_.shared_values) : 0, 0.0);
+  const Workspace sums(static_cast<int>(groups), accumulates ? views_.shared_values * int64_t{sizeof(double)} : 0);
   const int workers = worker_count(groups);
   const Workspace memory(workers, kernel({&phase_, 0, 0, nullptr, nullptr}));
   parallel_run(groups, workers, [&](int64_t group, int worker) {
-    double* own = accumulates ? sums.data() + group * views_.shared_values : nullptr;
+    double* own = static_cast<double*>(sums.of(static_cast<int>(group)));
+    if (accumulates) std::fill(own, own + views_.shared_values, 0.0);
     kernel({&phase_, group * tiles / groups, (group + 1) * tiles / groups, memory.of(worker), own});
   });
-  if (accumulates) write_shared_grads(sums.data(), groups);
+  if (accumulates) write_shared_grads(sums, static_cast<int>(groups));
 }
 
 // Adds up the groups, in order, and puts the sums of each operand into its gradient.
-void BoundPhase::write_shared_grads(const double* sums, int64_t groups) {
+void BoundPhase::write_shared_grads(const Workspace& sums, int groups) {
   const auto operands = static_cast<int64_t>(views_.accumulated.size());
   parallel_run(operands, worker_count(operands), [&](int64_t operand, int) {
     std::vector<double> total;
@@ -179,14 +188,14 @@ void BoundPhase::write_shared_grads(const double* sums, int64_t groups) {
       if (factor.grad == nullptr) continue;
       const ContractionMessage& m = phase_.shape.message[shared.message];
       total.assign(static_cast<size_t>(m.slices * m.elements), 0.0);
-      for (int64_t group = 0; group < groups; ++group) {
-        const double* own = sums + group * views_.shared_values + shared.value_at;
+      for (int group = 0; group < groups; ++group) {
+        const double* own = static_cast<const double*>(sums.of(group)) + shared.value_at;
         for (size_t i = 0; i < total.size(); ++i) total[i] += own[i];
       }
       if (factor.grad_view.is_double) {
-        add_to_tensor(m, factor.grad_view, total.data(), static_cast<double*>(factor.grad));
+        write_sums(m, factor.grad_view, shared.adds, total.data(), static_cast<double*>(factor.grad));
       } else {
-        add_to_tensor(m, factor.grad_view, total.data(), static_cast<float*>(factor.grad));
+        write_sums(m, factor.grad_view, shared.adds, total.data(), static_cast<float*>(factor.grad));
       }
     }
   });

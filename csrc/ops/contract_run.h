@@ -51,7 +51,7 @@ class BoundPhase {
   void prepare_shared();
   void run_tiles(Kernel kernel);
   void add_partials();
-  void write_shared_grads(const double* sums, int64_t groups);
+  void write_shared_grads(const Workspace& sums, int groups);
   ContractionChoice choice_of(const VariableValues& values, int32_t dim, const std::vector<int32_t>& slices,
                               const std::vector<int32_t>& elements);
 

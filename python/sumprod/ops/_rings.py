@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,7 @@ class Semiring:
         plates: Iterable[Hashable],
         kept: Iterable[Hashable] = (),
         keep_common_plates: bool = False,
+        sizes: Mapping[Hashable, int] | None = None,
     ) -> list[Factor]:
         """One factor per connected component; see `sumprod.ops.contraction.contract`."""
         tensors, dims = [tensor for tensor, _ in factors], [names for _, names in factors]
@@ -92,13 +93,17 @@ class Semiring:
                 kept=kept,
                 keep_common_plates=keep_common_plates,
                 maximise=self.maximise,
+                sizes=sizes,
             )
             return [(tensor, names) for names, tensor in found]
-        sizes = {
-            name: size for tensor, names in factors for name, size in zip(names, tensor.shape, strict=True)
-        }
+        if sizes is None:
+            sizes = {
+                name: size
+                for tensor, names in factors
+                for name, size in zip(names, tensor.shape, strict=True)
+            }
         plan = make_plan(dims, sizes, plates, kept, keep_common_plates)
-        return self._run(plan, tensors)
+        return self._run(plan, [expanded(factor, sizes)[0] for factor in factors])
 
     def _run(self, plan: Plan, tensors: Sequence[Tensor]) -> list[Factor]:
         """The plan step by step in torch operations: numbers may be negative, maxima differentiable."""
@@ -116,6 +121,12 @@ class Semiring:
             joint, left = self.product((joint, left), step.plates)
             values.append((joint.permute([left.index(dim) for dim in step.dims]), step.dims))
         return [values[number] for number in plan.results]
+
+
+def expanded(factor: Factor, sizes: Mapping[Hashable, int]) -> Factor:
+    """A factor of which dims of size 1 stand for any size, in full."""
+    tensor, dims = factor
+    return tensor.expand([sizes[dim] for dim in dims]), dims
 
 
 LINEAR, LOG, MAX = Semiring(log=False), Semiring(log=True), Semiring(log=True, maximise=True)

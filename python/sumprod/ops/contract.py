@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sumprod.ops._adjoint import Parts, attach, parts_of
 from sumprod.ops._plated import components, homes, output, require_plates
-from sumprod.ops._rings import Factor, multiply
+from sumprod.ops._rings import Factor, expanded, multiply
 from sumprod.ops.rings import BACKEND_TO_RING, Ring, SemiringRing
 
 __all__ = ["contract_tensor_tree", "contract_to_tensor", "einsum", "naive_ubersum", "ubersum"]
@@ -170,16 +170,30 @@ def contract_tensor_tree(
     graph = _from_tree(tensor_tree, chosen)
     factors, _, plates, sizes = graph
     summed = frozenset(sum_dims)
+    free = [dim for dim in sizes if dim not in plates and dim not in summed]
+    parts: list[list[int]] = []
+    if free or graph.origins:
+        parts = components([dims for _, dims in factors], summed)
+    if free:
+        totals = [_total_of([factors[i] for i in part], graph, free, chosen) for part in parts]
+    else:
+        totals = chosen.semiring.contract(factors, plates, keep_common_plates=True, sizes=sizes)
     result: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    for positions in components([dims for _, dims in factors], summed):
-        part = [factors[i] for i in positions]
-        common = plates.intersection(*(dims for _, dims in part))
-        own = dict.fromkeys(dim for _, dims in part for dim in dims)
-        wanted = [dim for dim in own if dim in common or not (dim in plates or dim in summed)]
-        found = multiply(chosen.semiring, chosen.semiring.contract(part, plates, wanted), wanted, sizes)
-        packed = _named(chosen, graph, *_squeezed(found), positions)
-        result.setdefault(frozenset(map(str, common)), []).append(packed)
+    for i, total in enumerate(totals):
+        packed = _named(chosen, graph, *_squeezed(total), parts[i] if parts else ())
+        result.setdefault(frozenset(map(str, plates.intersection(total[1]))), []).append(packed)
     return result
+
+
+def _total_of(
+    part: Sequence[Factor], graph: _Graph, free: Sequence[Hashable], ring: type[SemiringRing]
+) -> Factor:
+    """The total of connected factors, with their common plates and the free dims that they have."""
+    common = graph.plates.intersection(*(dims for _, dims in part))
+    own = dict.fromkeys(dim for _, dims in part for dim in dims)
+    wanted = [dim for dim in own if dim in common or dim in free]
+    totals = ring.semiring.contract(part, graph.plates, wanted, sizes=graph.sizes)
+    return multiply(ring.semiring, totals, wanted, graph.sizes)
 
 
 def contract_to_tensor(
@@ -209,7 +223,8 @@ def contract_to_tensor(
     """
     chosen = _ring(ring)
     graph = _from_tree(tensor_tree, chosen)
-    factors, _, plates, sizes = graph
+    plates, sizes = graph.plates, graph.sizes
+    factors = [expanded(factor, sizes) for factor in graph.factors]
     named = {*(target_dims or ()), *(target_ordinal or ())}
     free = [dim for dim in sizes if dim not in plates and dim not in sum_dims]
     # A dim of size 1 is in no packed tensor.
@@ -290,7 +305,7 @@ def _slices(plates: Sequence[Hashable], sizes: Mapping[Hashable, int]) -> list[d
 
 class _Graph(NamedTuple):
     factors: list[Factor]
-    """with dims for all of their plates"""
+    """with dims for all of their plates; along those that a tensor of a tree lacks it has size 1"""
     origins: list[Parts]
     """what each factor was made of; empty where nothing flows back"""
     plates: frozenset[Hashable]
@@ -336,8 +351,8 @@ def _from_tree(tree: Tree, ring: type[SemiringRing]) -> _Graph:
         for tensor in tensors:
             own: str = tensor._pyro_dims  # type: ignore[attr-defined]
             lacking = [plate for plate in around if plate not in own]
-            expanded = tensor.expand([*(sizes[plate] for plate in lacking), *tensor.shape])
-            graph.factors.append((expanded, (*lacking, *own)))
+            shaped = tensor.expand([1] * len(lacking) + list(tensor.shape)) if lacking else tensor
+            graph.factors.append((shaped, (*lacking, *own)))
             if ring.adjoint is not None:
                 graph.origins.append(parts_of(tensor, own, around))
     return graph

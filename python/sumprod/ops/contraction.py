@@ -206,14 +206,14 @@ def _graph(
             f"Expected as many lists of dims as tensors, at least one, got {len(dims)} and {len(tensors)}"
         )
     # One tensor in several places is handed over, and gets a gradient, once.
-    numbers: dict[int, int] = {}
-    operands = tuple([numbers.setdefault(id(tensor), len(numbers)) for tensor in tensors])
-    unique = list(tensors)
-    if len(numbers) < len(unique):
-        unique = list({id(tensor): tensor for tensor in tensors}.values())
+    unique, operands = list(tensors), _all_different(len(tensors))
+    if len(set(map(id, unique))) < len(unique):
+        numbers: dict[int, int] = {}
+        operands = tuple([numbers.setdefault(id(tensor), len(numbers)) for tensor in unique])
+        unique = list({id(tensor): tensor for tensor in unique}.values())
     dtype = _common_dtype(unique)
     plan = _plan_of(
-        tuple(map(tuple, dims)),
+        tuple([names if type(names) in (tuple, str) else tuple(names) for names in dims]),
         tuple([tensor.shape for tensor in tensors]),
         frozenset(plates),
         tuple(kept),
@@ -222,27 +222,31 @@ def _graph(
     )
     compute = torch.promote_types(dtype, torch.float32)
     check_budget(plan, compute.itemsize)
-    if any(tensor.dtype != compute for tensor in unique):
+    if dtype != compute or any(tensor.dtype != compute for tensor in unique):
         unique = [tensor.to(compute) for tensor in unique]
     return _Graph(unique, operands, plan, dtype)
 
 
+@lru_cache(maxsize=1024)
+def _all_different(count: int) -> tuple[int, ...]:
+    return tuple(range(count))
+
+
 def _common_dtype(tensors: list[Tensor]) -> torch.dtype:
-    device = tensors[0].device if isinstance(tensors[0], Tensor) else None
-    dtypes: dict[torch.dtype, None] = {}
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"Expected factor {i} to be a floating-point tensor, got {got}")
-        if tensor.device != device:
-            raise ValueError(f"factor {i} is on {tensor.device}, factor 0 on {device}")
-        dtypes[tensor.dtype] = None
-    return functools.reduce(torch.promote_types, dtypes)
+    device = tensors[0].device
+    if len({tensor.device for tensor in tensors}) > 1:
+        i = next(i for i, tensor in enumerate(tensors) if tensor.device != device)
+        raise ValueError(f"factor {i} is on {tensors[i].device}, factor 0 on {device}")
+    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors})
 
 
 @lru_cache(maxsize=1024)
 def _plan_of(
-    structure: tuple[tuple[Hashable, ...], ...],
+    structure: tuple[Sequence[Hashable], ...],
     shapes: tuple[torch.Size, ...],
     plates: frozenset[Hashable],
     kept: tuple[Hashable, ...],
