@@ -52,11 +52,7 @@ class Graph:
         names = [dims if self.plate in dims else self.plate + dims for dims in self.dims]
 
         def call(tensors: Sequence[Tensor]) -> Tensor:
-            shaped = [
-                tensor.unsqueeze(0) if len(own) > tensor.dim() else tensor
-                for tensor, own in zip(tensors, names, strict=True)
-            ]
-            parts = [part for _, part in contract(shaped, names, self.plate, keep_common_plates=True)]
+            parts = [part for _, part in contract(tensors, names, self.plate, keep_common_plates=True)]
             return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
         return call

@@ -3,7 +3,8 @@
 //   contract(factors, plan, max_plus) -> results
 //     result = log sum over variables of exp( sum over factors and plate slices of the factor ),
 //     or the largest such sum; one tensor per connected component of the graph. Factors are the plan's
-//     operands: float32 or float64, with the plan's dims in order, any strides; size 1 stands for any size.
+//     operands: float32 or float64, with the plan's dims in order, any strides. They broadcast: size 1 stands
+//     for any size, and the first dims may be missing.
 //     -inf is an impossible assignment and gives -inf where nothing else is possible; NaN and +inf give NaN
 //     in their slice.
 //   contract_backward(grads, factors, plan) -> gradients of the factors (their posterior marginals, times
@@ -50,10 +51,12 @@ OperandLayouts checked_layouts(const CompiledPlan& plan, const std::vector<Tenso
     STD_TORCH_CHECK(tensor.scalar_type() == dtype, "sumprod::contract: factors must have one dtype");
     const std::vector<int32_t>& dims = plan.operand_dims(i);
     const auto sizes = tensor.sizes(), strides = tensor.strides();
-    STD_TORCH_CHECK(sizes.size() == dims.size(), "sumprod::contract: factor ", i, " has ", sizes.size(),
+    STD_TORCH_CHECK(sizes.size() <= dims.size(), "sumprod::contract: factor ", i, " has ", sizes.size(),
                     " dims, and the plan says ", dims.size());
-    for (size_t d = 0; d < dims.size(); ++d) {
-      const int64_t size = program.sizes[dims[d]];
+    const size_t missing = dims.size() - sizes.size();
+    layouts.strides.insert(layouts.strides.end(), missing, OperandLayouts::kBroadcast);
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      const int64_t size = program.sizes[dims[missing + d]];
       STD_TORCH_CHECK(sizes[d] == size || sizes[d] == 1, "sumprod::contract: factor ", i, " has size ", sizes[d],
                       " at dim ", d, ", and the plan says ", size);
       layouts.strides.push_back(sizes[d] == size ? strides[d] : OperandLayouts::kBroadcast);

@@ -155,6 +155,22 @@ def test_a_dim_along_which_all_tensors_have_size_one():
     torch.testing.assert_close(kept.exp(), torch.full((3,), 0.2))
 
 
+def test_tensors_that_lack_the_first_dims():
+    row, table = torch.randn(5, 3, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    dims = [("p", "a"), ("p", "a", "b")]
+    [(_, total)] = contract([row, table], dims, plates=["p"])
+    expected = (row[:, :, None] + table).logsumexp((1, 2)).sum()
+    torch.testing.assert_close(total, expected)
+    for create_graph in (False, True):
+        found = torch.autograd.grad(total, (row, table), create_graph=create_graph, retain_graph=True)
+        for one, other in zip(
+            found, torch.autograd.grad(expected, (row, table), retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match=r"factor 1 has shape \(3, 2\), but dims 'a'"):
+        contract([row, table], [("p", "a"), ("a",)], plates=["p"])
+
+
 def test_gradients_of_one_tensor_in_many_places_add_up():
     """Also where the places have dims of size 1 in other ways, and in second derivatives."""
     generator = torch.Generator().manual_seed(0)

@@ -305,7 +305,7 @@ def _slices(plates: Sequence[Hashable], sizes: Mapping[Hashable, int]) -> list[d
 
 class _Graph(NamedTuple):
     factors: list[Factor]
-    """with dims for all of their plates; along those that a tensor of a tree lacks it has size 1"""
+    """with dims for all of their plates; a tensor of a tree may lack the first of them"""
     origins: list[Parts]
     """what each factor was made of; empty where nothing flows back"""
     plates: frozenset[Hashable]
@@ -351,8 +351,7 @@ def _from_tree(tree: Tree, ring: type[SemiringRing]) -> _Graph:
         for tensor in tensors:
             own: str = tensor._pyro_dims  # type: ignore[attr-defined]
             lacking = [plate for plate in around if plate not in own]
-            shaped = tensor.expand([1] * len(lacking) + list(tensor.shape)) if lacking else tensor
-            graph.factors.append((shaped, (*lacking, *own)))
+            graph.factors.append((tensor, (*lacking, *own)))
             if ring.adjoint is not None:
                 graph.origins.append(parts_of(tensor, own, around))
     return graph

@@ -51,13 +51,14 @@ def contract(
     Args:
         tensors: log-factors, float32 or float64 (half types are computed in float32), any strides. The same
             tensor may be several factors.
-        dims: names of each tensor's dims, in order. A factor has all plates that it is in as dims, also
-            those along which it is constant: there it may have size 1.
+        dims: names of each factor's dims, in order. A factor has all plates that it is in as dims, also
+            those along which it is constant. Tensors broadcast: they may have size 1 along any dim, and
+            lack the first dims.
         plates: which names are plates; the others are variables.
         kept: dims of the result: variables not summed out, plates not multiplied along.
         keep_common_plates: of each connected component, also keep the plates that all its factors are in.
         maximise: take the largest term instead of the sum.
-        sizes: of dims along which all tensors have size 1; others may be given too.
+        sizes: of dims along which no tensor has more than size 1; others may be given too.
 
     Returns:
         One pair (dims, tensor) per connected component of the graph; their product is the total. Kept
@@ -69,7 +70,7 @@ def contract(
 
     Raises:
         TypeError: a factor is not a floating-point tensor.
-        ValueError: a tensor does not have the dims named, or sizes or devices disagree.
+        ValueError: a tensor has more dims than named, or sizes or devices disagree.
         NotTreeStructured: (a NotImplementedError) the cost would be exponential in a plate's size.
         MemoryBudgetError: (a MemoryError) it would take more memory than the setting `memory_budget` says.
 
@@ -233,15 +234,23 @@ def _all_different(count: int) -> tuple[int, ...]:
 
 
 def _common_dtype(tensors: list[Tensor]) -> torch.dtype:
-    for i, tensor in enumerate(tensors):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"Expected factor {i} to be a floating-point tensor, got {got}")
-    device = tensors[0].device
-    if len({tensor.device for tensor in tensors}) > 1:
-        i = next(i for i, tensor in enumerate(tensors) if tensor.device != device)
-        raise ValueError(f"factor {i} is on {tensors[i].device}, factor 0 on {device}")
-    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors})
+    try:
+        dtypes = {tensor.dtype for tensor in tensors}
+        devices = {tensor.device for tensor in tensors}
+        wrong = not all(dtype.is_floating_point for dtype in dtypes)
+    except AttributeError:
+        wrong = True
+    if wrong:
+        i, got = next(
+            (i, getattr(tensor, "dtype", type(tensor).__name__))
+            for i, tensor in enumerate(tensors)
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point()
+        )
+        raise TypeError(f"Expected factor {i} to be a floating-point tensor, got {got}")
+    if len(devices) > 1:
+        i = next(i for i, tensor in enumerate(tensors) if tensor.device != tensors[0].device)
+        raise ValueError(f"factor {i} is on {tensors[i].device}, factor 0 on {tensors[0].device}")
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 @lru_cache(maxsize=1024)
@@ -256,9 +265,10 @@ def _plan_of(
     """The plan of a graph whose tensors have these dims and shapes."""
     sizes: dict[Hashable, int] = dict(given)
     for i, (names, shape) in enumerate(zip(structure, shapes, strict=True)):
-        if len(shape) != len(names):
+        missing = len(names) - len(shape)
+        if missing < 0:
             raise ValueError(f"factor {i} has shape {tuple(shape)}, but dims {' '.join(map(str, names))!r}")
-        for name, size in zip(names, shape, strict=True):
+        for name, size in zip(names, (1,) * missing + shape, strict=True):
             known = sizes.get(name, 1)
             if size not in (1, known) and known != 1:
                 raise ValueError(f"Dimension size mismatch at dim '{name}': {known} vs {size} in factor {i}")
@@ -312,7 +322,8 @@ def _run_in_torch(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
         total: Any = 0.0
         for number, own in zip(step.inputs, dims, strict=True):
             order = [own.index(dim) for dim in scope if dim in own]
-            value = values[number].permute(order)
+            value = values[number]
+            value = value.reshape((1,) * (len(own) - value.dim()) + value.shape).permute(order)
             left = iter(value.shape)
             total = total + value.reshape([next(left) if dim in own else 1 for dim in scope])
         total = total.expand([plan.sizes[dim] for dim in scope])
