@@ -147,7 +147,9 @@ def test_terms(name):
         assert set(term.dims) == set(expected.dims) - set(gone)
         tensor = expected.tensor.sum([expected.dims.index(dim) for dim in gone]) if gone else expected.tensor
         kept = [dim for dim in expected.dims if dim not in gone]
-        torch.testing.assert_close(term.tensor.permute([term.dims.index(dim) for dim in kept]), tensor)
+        # Along plates where it is constant a term has size 1.
+        aligned = term.tensor.permute([term.dims.index(dim) for dim in kept])
+        torch.testing.assert_close(aligned.expand(tensor.shape), tensor)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -315,3 +317,20 @@ def test_one_large_site(one_by_one):
         found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
     for value, expected in zip(*found, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_homogeneous_chain_has_one_transition_tensor():
+    """Its gradient is added up inside the contraction, over steps and over sequences."""
+    probs = torch.full((3, 3), 1.0 / 3.0, requires_grad=True)
+
+    def model():
+        x = None
+        with sumprod.plate("sequences", 4):
+            for t in sumprod.markov(range(6)):
+                row = probs[0] if x is None else probs[x]
+                x = sumprod.sample(f"x_{t}", Categorical(row), infer={"enumerate": "parallel"})
+
+    trace, sites, variables = enumerated(model, 1)
+    terms = site_terms(trace, sites, variables, 1)
+    assert len({id(term.tensor) for term in terms[1:]}) <= 2  # dims alternate
+    assert all(term.tensor.numel() == 9 for term in terms[1:])

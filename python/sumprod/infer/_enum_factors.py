@@ -27,16 +27,17 @@ class FactorGraph:
 
     Attributes:
         sites: the sites, in the order of the program.
-        terms: their log-densities.
+        terms: their log-densities; of size 1 along plates where they are constant, and one tensor for all
+            sites whose densities are known to be equal.
         variables: id -> site that enumerates it.
-        plates: names of all plates.
+        plates: name -> size of all plates.
     """
 
     def __init__(self) -> None:
         self.sites: list[Any] = []
         self.terms: list[Term] = []
         self.variables: dict[int, Any] = {}
-        self.plates: dict[Hashable, None] = {}
+        self.plates: dict[Hashable, int] = {}
 
     @classmethod
     def of_trace(cls, trace: Trace, max_plate_nesting: float, known: Container[str] = ()) -> FactorGraph:
@@ -67,8 +68,9 @@ class FactorGraph:
         """Add a site that depends on a variable."""
         self.sites.append(site)
         self.terms.append(term)
-        for plate in term.ordinal:
-            self.plates[plate] = None
+        for frame in site["cond_indep_stack"]:
+            if frame.name in term.ordinal:
+                self.plates[frame.name] = frame.size
         if state.validate_infer:
             self._check_plates(site, term)
 
@@ -78,6 +80,10 @@ class FactorGraph:
             if owner is None or owner["cond_indep_stack"] == site["cond_indep_stack"]:
                 continue
             warn_of_dependency(site, owner)
+
+    def shape(self, term: Term) -> list[int]:
+        """The shape of a term's tensor, expanded to its plates."""
+        return [self.plates.get(name, size) for name, size in zip(term.dims, term.tensor.shape, strict=True)]
 
     # ---- what the engine answers
 
@@ -95,7 +101,7 @@ class FactorGraph:
     ) -> list[tuple[tuple[Hashable, ...], Tensor]]:
         """`ops.contraction.contract`, whose refusals call the graph's variables by their sites' names."""
         with self._named_refusals():
-            return contract(tensors, dims, plates, keep_common_plates=keep_common_plates)
+            return contract(tensors, dims, plates, keep_common_plates=keep_common_plates, sizes=self.plates)
 
     @contextmanager
     def _named_refusals(self) -> Iterator[None]:
@@ -121,6 +127,7 @@ class FactorGraph:
                     [term.dims for term in self.terms],
                     self.plates,
                     maximise=maximise,
+                    sizes=self.plates,
                 )
             impossible = [bool((total == -torch.inf).any()) for _, total in totals]
             if any(impossible) and state.validate_infer:

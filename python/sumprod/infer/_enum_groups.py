@@ -57,7 +57,7 @@ class _Layout(NamedTuple):
     summed: tuple[int, ...]
     repeats: int  # the product of the sizes of plates to be summed over along which nothing varies
     varying: tuple[int, ...]  # dims of the term along which the density varies
-    constant: tuple[tuple[int, int], ...]  # other dims of the term, and their sizes
+    constant: tuple[int, ...]  # other dims of the term
     product: bool  # data and parameters share no dim of the term
     shape: tuple[int, ...]  # of the site's density
     entries: int  # of the largest tensor in the computation
@@ -75,15 +75,16 @@ def site_terms(
         max_plate_nesting: the largest -dim of any plate.
 
     Returns:
-        Per site as `site_term(site, site_density(trace, site, max_plate_nesting))`, but terms that depend on
-        `variables` are summed over plates in which no variable lives.
+        Per site as `site_term(site, site_density(trace, site, max_plate_nesting), variables)`, but terms that
+        depend on `variables` are summed over plates in which no variable lives, and sites whose densities are
+        known to be equal have one tensor.
 
     Raises:
         ValueError: a value does not suit its distribution; a density's shape does not suit the plates.
     """
     grouped = _grouped_terms(sites, variables, max_plate_nesting) if variables and eager() else {}
     return [
-        grouped.get(site["name"]) or site_term(site, site_density(trace, site, max_plate_nesting))
+        grouped.get(site["name"]) or site_term(site, site_density(trace, site, max_plate_nesting), variables)
         for site in sites
     ]
 
@@ -187,7 +188,7 @@ def _layout(member: _Member, variables: Container[Any], occupied: Container[Hash
             varying.append(dim)
             product = product and (of_parameters[dim] == 1 or of_data[dim] == 1)
         elif shape[dim] > 1:
-            constant.append((dim, shape[dim]))
+            constant.append(dim)
     if not depends or any(dim < -rank and frame.size > 1 for dim, frame in frames.items()):
         return None
     for dim in summed:
@@ -221,13 +222,11 @@ def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, T
     # Names go with dims in this order: along which nothing varies, then the others.
     sizes = [density.shape[dim] for dim in layout.varying]
     density = density.reshape([len(density)] + [1] * len(layout.constant) + sizes)
-    shape = [len(members), *(size for _, size in layout.constant), *sizes]
-    if density.shape != torch.Size(shape):
-        density = density.expand(shape)
+    rows = density.unbind() if len(density) > 1 else (density.squeeze(0),) * len(members)
     event = members[0].event
-    positions = [dim + event for dim in (*(dim for dim, _ in layout.constant), *layout.varying)]
+    positions = [dim + event for dim in (*layout.constant, *layout.varying)]
     gone = {dim + event for dim in layout.summed}
-    for member, row in zip(members, density.unbind(), strict=True):
+    for member, row in zip(members, rows, strict=True):
         site = member.site
         plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.dim is not None}
         variables = site["infer"]["_dim_to_id"]

@@ -43,10 +43,11 @@ def _factor_marginals(graph: FactorGraph) -> dict[str, tuple[tuple[Any, ...], Te
         return {}
     differentiable = torch.is_grad_enabled() and any(term.tensor.requires_grad for term in graph.terms)
     with torch.enable_grad():
+        # A tensor of its own for each term, with a gradient for each slice of its plates.
         leaves = [
-            term.tensor
+            term.tensor.expand(graph.shape(term))
             if differentiable and term.tensor.requires_grad
-            else term.tensor.detach().requires_grad_()
+            else term.tensor.detach().expand(graph.shape(term)).requires_grad_()
             for term in graph.terms
         ]
         graph.terms = [term._replace(tensor=leaf) for term, leaf in zip(graph.terms, leaves, strict=True)]

@@ -6,7 +6,7 @@ a density does not depend on what has size 1.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -107,40 +107,43 @@ def named_dims(site: Any) -> tuple[dict[int, Hashable], list[Any]]:
     return names, frames
 
 
-def site_term(site: Any, log_prob: Tensor) -> Term:
+def site_term(site: Any, log_prob: Tensor, variables: Container[Any] = ()) -> Term:
     """A batch-shaped tensor of a site with named dims, expanded to all plates around the site.
+
+    A term that depends on any of `variables` is not expanded: along plates where it is constant it has
+    size 1.
 
     Raises:
         ValueError: a dim belongs to no plate and no variable that the site may depend on.
     """
     names, frames = named_dims(site)
-    shape = log_prob.shape
-    rank = len(shape)
-    for frame in frames:
-        if frame.size > 1 and (rank < -frame.dim or shape[frame.dim] == 1):
-            log_prob = _expand(log_prob, frame.dim, frame.size)
-            shape = log_prob.shape
-            rank = len(shape)
-    dims = []
-    squeezed = []
-    for i, size in enumerate(shape):
+    deepest = max([-frame.dim for frame in frames], default=0)
+    if log_prob.dim() < deepest:
+        log_prob = log_prob.reshape((1,) * (deepest - log_prob.dim()) + log_prob.shape)
+    rank = log_prob.dim()
+    kept, dims = [], []
+    for i, size in enumerate(log_prob.shape):
         if size != 1:
             name = names.get(i - rank)
             if name is None:
-                raise _unnamed(site, shape, i - rank, names)
+                raise _unnamed(site, log_prob.shape, i - rank, names)
+            kept.append(i - rank)
             dims.append(name)
-            squeezed.append(size)
-    tensor = log_prob if len(squeezed) == rank else log_prob.reshape(squeezed)
+    lacking = [frame for frame in frames if frame.size > 1 and log_prob.shape[frame.dim] == 1]
+    if lacking:
+        depends = any(name in variables for name in dims)
+        for frame in lacking:
+            kept.append(frame.dim)
+            if not depends:
+                log_prob = log_prob.expand(
+                    [frame.size if i - rank == frame.dim else size for i, size in enumerate(log_prob.shape)]
+                )
+        kept.sort()
+        dims = [names[dim] for dim in kept]
+    tensor = log_prob
+    if len(kept) < rank:
+        tensor = log_prob.reshape([log_prob.shape[dim] for dim in kept])
     return Term(frozenset(frame.name for frame in frames), tuple(dims), tensor)
-
-
-def _expand(tensor: Tensor, dim: int, size: int) -> Tensor:
-    missing = -dim - tensor.dim()
-    if missing > 0:
-        tensor = tensor.reshape((1,) * missing + tuple(tensor.shape))
-    target = list(tensor.shape)
-    target[dim] = size
-    return tensor.expand(target)
 
 
 def _unnamed(site: Any, shape: torch.Size, dim: int, names: dict[int, Hashable]) -> ValueError:

@@ -213,7 +213,7 @@ def _plan_of(part: Contraction, graph: FactorGraph) -> Plan:
     sizes = {
         name: size
         for i in part.members
-        for name, size in zip(graph.terms[i].dims, graph.terms[i].tensor.shape, strict=True)
+        for name, size in zip(graph.terms[i].dims, graph.shape(graph.terms[i]), strict=True)
     }
     # Elements of no bytes: a plan above the memory budget can be looked at.
     return make_plan(part.dims, sizes, part.plates, keep_common_plates=True, element_size=0)

@@ -237,7 +237,7 @@ def _factors(graph: FactorGraph, names: Mapping[Hashable, str]) -> Iterator[Fact
             site=site["name"],
             variables=named_variables(term.dims, names),
             plates=tuple(frame.name for frame in site["cond_indep_stack"] if frame.name in term.ordinal),
-            elements=term.tensor.numel(),
+            elements=math.prod(graph.shape(term)),
         )
 
 
