@@ -328,7 +328,7 @@ def test_a_homogeneous_chain_has_one_transition_tensor():
         with sumprod.plate("sequences", 4):
             for t in sumprod.markov(range(6)):
                 row = probs[0] if x is None else probs[x]
-                x = sumprod.sample(f"x_{t}", Categorical(row), infer={"enumerate": "parallel"})
+                x = sumprod.sample(f"x_{t}", dist.Categorical(row), infer={"enumerate": "parallel"})
 
     trace, sites, variables = enumerated(model, 1)
     terms = site_terms(trace, sites, variables, 1)
