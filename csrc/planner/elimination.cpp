@@ -53,7 +53,8 @@ class Bucket {
     Dims out;
     for (Dim dim : scope) {
       auto found = factors_of_.find(dim);
-      if (found != factors_of_.end() && is_subset(found->second, own)) out.push_back(dim);
+      if (found == factors_of_.end() || found->second.size() > own.size()) continue;
+      if (is_subset(found->second, own)) out.push_back(dim);
     }
     return out;
   }
@@ -176,7 +177,9 @@ void multiply_small(const Graph& graph, std::vector<Term>& inputs, const Dims& s
     if (group.size() == 1) {
       std::size_t best = end;
       double least = volume(graph, unite(inputs[i].dims, inputs[end].dims));
-      for (std::size_t j = end + 1; j < inputs.size(); ++j) {
+      // Among thousands of inputs the next in size are as good as any.
+      const std::size_t last = std::min(inputs.size(), end + kManyNeighbours);
+      for (std::size_t j = end + 1; j < last; ++j) {
         const double size = volume(graph, unite(inputs[i].dims, inputs[j].dims));
         if (size < least) {
           least = size;
