@@ -16,6 +16,7 @@ from sumprod.infer._enum_groups import site_terms
 from sumprod.infer._enum_requirements import warn_of_dependency
 from sumprod.infer._enum_sites import Names, Term, align, variable_of
 from sumprod.ops._plan import NotTreeStructured, name_dims
+from sumprod.ops._plated import components
 from sumprod.ops.contraction import contract, draw
 from sumprod.settings import state
 
@@ -152,23 +153,7 @@ class FactorGraph:
 
     def components(self) -> list[list[int]]:
         """Positions of the terms that hang together through variables."""
-        group = list(range(len(self.terms)))
-
-        def root(i: int) -> int:
-            while group[i] != i:
-                group[i] = group[group[i]]
-                i = group[i]
-            return i
-
-        first: dict[Hashable, int] = {}
-        for position, term in enumerate(self.terms):
-            for name in term.dims:
-                if name in self.variables:
-                    group[root(position)] = root(first.setdefault(name, position))
-        members: dict[int, list[int]] = {}
-        for position in range(len(self.terms)):
-            members.setdefault(root(position), []).append(position)
-        return list(members.values())
+        return components([term.dims for term in self.terms], self.variables)
 
     def _part(self, positions: list[int]) -> FactorGraph:
         part = FactorGraph()
