@@ -27,44 +27,6 @@ constexpr double kLn2 = 0.69314718055994530942;
 
 enum class Arithmetic { scaled, log_sum, max_plus };
 
-// The memory that tiles use one after the other; sizes are those of the phase.
-struct TileMemory {
-  char* values;  // entries of messages
-  char* bars;    // of their gradients, in the same layout
-  double* scales;
-  char* norms;
-  char* slots;
-  char* rows;
-  char *term_row, *term_grad;  // one entry per term
-  char* element_row;           // one per element
-  char* turned;                // a square of entries
-};
-
-// A message. An entry of a factor that is the same in all lanes is one number.
-template <class L>
-struct Slot {
-  typename L::Lane* value;  // null: `shared` instead
-  const typename L::Real* shared;
-  double* scale;           // log-scale, [slices, lanes]; of shared ones [slices]
-  typename L::Lane* norm;  // the power of two by which a step's sums were multiplied, per slice
-  int64_t lowest;          // exponent of the smallest entry that is not 0
-};
-
-// What stands for the input of a step, in one slice.
-template <class L>
-struct Row {
-  const typename L::Lane* value;
-  const typename L::Real* shared;
-
-  SUMPROD_INLINE typename L::Lane at(int64_t index) const {
-    if constexpr (L::kWidth == 1) {
-      return value[index];
-    } else {
-      return value != nullptr ? value[index] : splat(shared[index]);
-    }
-  }
-};
-
 // The lanes from `first` on of the lane plate, through all steps of a phase. `uses_shared`: this is the
 // arithmetic that shared factors were prepared for.
 template <class L, Arithmetic kArithmetic>
