@@ -13,6 +13,7 @@ from scipy import stats
 
 from sumprod.ops._plan import NotTreeStructured, make_plan
 from sumprod.ops.contraction import contract, draw, number_of_uniforms, sample
+from tests.ops.checks import check_compiled
 from tests.oracles.plated import log_total, slices, variable_plates
 from tests.planner.graphs import PLATES, graphs, tables_for
 
@@ -340,3 +341,20 @@ def test_a_draw_comes_with_its_totals(dtype):
     score = tensors[0][a] + tensors[1][a, b, torch.arange(4)].sum()
     torch.testing.assert_close(best.totals[0][1], score.to(dtype))
     torch.testing.assert_close(best.totals[1][1], tensors[2][c])
+
+
+@pytest.mark.parametrize("maximise", [False, True])
+def test_inside_a_compiled_program(maximise):
+    """The plan is a constant of the program; one tensor in two places and missing dims included."""
+    first, pair = torch.randn(4, 3), torch.randn(3, 3)
+
+    def total(first, pair):
+        tensors, dims = [first, pair, pair], [("p", "a"), ("p", "a", "b"), ("p", "b", "c")]
+        [(_, value)] = contract(tensors, dims, ["p"], maximise=maximise)
+        return 2 * value
+
+    if maximise:
+        compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(first, pair), total(first, pair))
+    else:
+        check_compiled(total, (first, pair))

@@ -73,6 +73,11 @@ class Plan:
             return self.factors[number]
         return self.steps[number - len(self.factors)].dims
 
+    @property
+    def result_dims(self) -> tuple[tuple[Hashable, ...], ...]:
+        """The dims of each result."""
+        return tuple(self.dims(number) for number in self.results)
+
     def encoded(self, operands: tuple[int, ...]) -> str:
         """The plan as the native operators take it; csrc/ops/contract_plan.h describes the layout.
 

@@ -66,7 +66,8 @@ def contract(
         assignment is impossible, with zero gradient.
 
     Differentiable any number of times, except with `maximise`. The gradient for a factor is its posterior
-    marginal. First gradients are native; higher ones run step by step.
+    marginal. First gradients are native; higher ones run step by step. Inside `torch.compile` sizes are
+    constants of the program (`dynamic=False`), and first gradients the only ones.
 
     Raises:
         TypeError: a factor is not a floating-point tensor.
@@ -85,7 +86,7 @@ def contract(
     """
     graph = _graph(tensors, dims, plates, kept, keep_common_plates, sizes)
     if not maximise and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in graph.tensors):
-        results = _Contract.apply(graph.plan, graph.operands, *graph.tensors)  # type: ignore[no-untyped-call]
+        results = _Contract.apply(graph.encoded, graph.again, *graph.tensors)  # type: ignore[no-untyped-call]
     else:
         results = native.contract(graph.tensors, graph.encoded, maximise)
     return graph.named(results)
@@ -178,19 +179,22 @@ class _Graph(NamedTuple):
     """What a native operator takes, and how its results are to be handed out."""
 
     tensors: list[Tensor]  # each once
-    operands: tuple[int, ...]  # for each factor, the number of its tensor
-    plan: Plan
+    encoded: str
+    dims: tuple[tuple[Hashable, ...], ...]  # of the results
     dtype: torch.dtype
+    again: tuple[Plan, tuple[int, ...]] | None
+    """the plan and, for each factor, the number of its tensor; None inside a compiled program"""
 
     @property
-    def encoded(self) -> str:
-        return self.plan.encoded(self.operands)
+    def plan(self) -> Plan:
+        assert self.again is not None
+        return self.again[0]
 
     def named(self, results: Sequence[Tensor]) -> list[tuple[tuple[Hashable, ...], Tensor]]:
         """Results with their dims, in the dtype of the factors."""
         return [
-            (self.plan.dims(number), value if value.dtype == self.dtype else value.to(self.dtype))
-            for number, value in zip(self.plan.results, results, strict=True)
+            (names, value if value.dtype == self.dtype else value.to(self.dtype))
+            for names, value in zip(self.dims, results, strict=True)
         ]
 
 
@@ -206,31 +210,41 @@ def _graph(
         raise ValueError(
             f"Expected as many lists of dims as tensors, at least one, got {len(dims)} and {len(tensors)}"
         )
+    compiling = torch.compiler.is_compiling()
     # One tensor in several places is handed over, and gets a gradient, once.
-    unique, operands = list(tensors), _all_different(len(tensors))
-    if len(set(map(id, unique))) < len(unique):
+    unique, operands = list(tensors), tuple(range(len(tensors)))
+    if not compiling and len(set(map(id, unique))) < len(unique):
         numbers: dict[int, int] = {}
         operands = tuple([numbers.setdefault(id(tensor), len(numbers)) for tensor in unique])
         unique = list({id(tensor): tensor for tensor in unique}.values())
     dtype = _common_dtype(unique)
-    plan = _plan_of(
+    compute = torch.promote_types(dtype, torch.float32)
+    if dtype != compute or any(tensor.dtype != compute for tensor in unique):
+        unique = [tensor.to(compute) for tensor in unique]
+    structure = (
         tuple([names if type(names) in (tuple, str) else tuple(names) for names in dims]),
-        tuple([tensor.shape for tensor in tensors]),
+        tuple([tuple(map(int, tensor.shape)) if compiling else tensor.shape for tensor in tensors]),
         frozenset(plates),
         tuple(kept),
         common,
         tuple(sizes.items()) if sizes else (),
     )
-    compute = torch.promote_types(dtype, torch.float32)
+    if compiling:
+        # The plan depends on sizes alone, and is a constant of the program for these sizes.
+        encoded, names = _constants(operands, compute.itemsize, *structure)
+        return _Graph(unique, encoded, names, dtype, None)
+    plan = _plan_of(*structure)
     check_budget(plan, compute.itemsize)
-    if dtype != compute or any(tensor.dtype != compute for tensor in unique):
-        unique = [tensor.to(compute) for tensor in unique]
-    return _Graph(unique, operands, plan, dtype)
+    return _Graph(unique, plan.encoded(operands), plan.result_dims, dtype, (plan, operands))
 
 
-@lru_cache(maxsize=1024)
-def _all_different(count: int) -> tuple[int, ...]:
-    return tuple(range(count))
+@torch.compiler.assume_constant_result
+def _constants(
+    operands: tuple[int, ...], element_size: int, *structure: Any
+) -> tuple[str, tuple[tuple[Hashable, ...], ...]]:
+    plan = _plan_of(*structure)
+    check_budget(plan, element_size)
+    return plan.encoded(operands), plan.result_dims
 
 
 def _common_dtype(tensors: list[Tensor]) -> torch.dtype:
@@ -256,7 +270,7 @@ def _common_dtype(tensors: list[Tensor]) -> torch.dtype:
 @lru_cache(maxsize=1024)
 def _plan_of(
     structure: tuple[Sequence[Hashable], ...],
-    shapes: tuple[torch.Size, ...],
+    shapes: tuple[tuple[int, ...], ...],
     plates: frozenset[Hashable],
     kept: tuple[Hashable, ...],
     common: bool,
@@ -268,7 +282,7 @@ def _plan_of(
         missing = len(names) - len(shape)
         if missing < 0:
             raise ValueError(f"factor {i} has shape {tuple(shape)}, but dims {' '.join(map(str, names))!r}")
-        for name, size in zip(names, (1,) * missing + shape, strict=True):
+        for name, size in zip(names, (1,) * missing + tuple(shape), strict=True):
             known = sizes.get(name, 1)
             if size not in (1, known) and known != 1:
                 raise ValueError(f"Dimension size mismatch at dim '{name}': {known} vs {size} in factor {i}")
@@ -280,17 +294,20 @@ class _Contract(torch.autograd.Function):
     """Native both ways; a backward that must itself be differentiable runs the plan in torch operations."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, operands: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.plan, ctx.operands = plan, operands
+    def forward(
+        ctx: Any, encoded: str, again: tuple[Plan, tuple[int, ...]] | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.encoded, ctx.again = encoded, again
         ctx.save_for_backward(*tensors)
-        return tuple(native.contract(tensors, plan.encoded(operands), False))
+        return tuple(native.contract(tensors, encoded, False))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return None, None, *_differentiable_gradients(ctx.plan, ctx.operands, tensors, grads)
-        gradients = native.contract_backward(grads, tensors, ctx.plan.encoded(ctx.operands))
+        if ctx.again is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            plan, operands = ctx.again
+            return None, None, *_differentiable_gradients(plan, operands, tensors, grads)
+        gradients = native.contract_backward(grads, tensors, ctx.encoded)
         if not all(ctx.needs_input_grad[2:]):
             gradients = [
                 gradient if needed else None
