@@ -213,7 +213,9 @@ def _graph(
     compiling = torch.compiler.is_compiling()
     # One tensor in several places is handed over, and gets a gradient, once.
     unique, operands = list(tensors), tuple(range(len(tensors)))
-    if not compiling and len(set(map(id, unique))) < len(unique):
+    if compiling:
+        unique, operands = _by_identity(unique)
+    elif len(set(map(id, unique))) < len(unique):
         numbers: dict[int, int] = {}
         operands = tuple([numbers.setdefault(id(tensor), len(numbers)) for tensor in unique])
         unique = list({id(tensor): tensor for tensor in unique}.values())
@@ -236,6 +238,21 @@ def _graph(
     plan = _plan_of(*structure)
     check_budget(plan, compute.itemsize)
     return _Graph(unique, plan.encoded(operands), plan.result_dims, dtype, (plan, operands))
+
+
+def _by_identity(tensors: list[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Each tensor once, and for each place its number; without `id`, which the compiler does not follow."""
+    unique: list[Tensor] = []
+    operands = []
+    for tensor in tensors:
+        number = len(unique)
+        for i, known in enumerate(unique):
+            if known is tensor:
+                number = i
+        if number == len(unique):
+            unique.append(tensor)
+        operands.append(number)
+    return unique, tuple(operands)
 
 
 @torch.compiler.assume_constant_result
