@@ -9,7 +9,9 @@ import torch
 import sumprod
 from sumprod import handlers, runtime
 from sumprod.distributions import Bernoulli, Categorical, Normal, OneHotCategorical
+from sumprod.distributions._support import is_whole_support
 from sumprod.handlers import EnumerateMessenger, EnumMessenger, enum, replay, trace
+from sumprod.handlers.enumerate import _move_support, _support
 
 PARALLEL = {"enumerate": "parallel"}
 
@@ -402,3 +404,36 @@ def test_observed_and_unmarked_sites_are_not_enumerated():
     sites = run(program)
     assert sites["free"]["value"].shape == sites["seen"]["value"].shape == ()
     assert all("_enumerate_dim" not in site["infer"] for site in sites.values())
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (2,), (2, 1, 3)])
+@pytest.mark.parametrize("dim", [-1, -2, -4, -5])
+def test_the_support_of_a_categorical_is_that_of_any_distribution(batch, dim):
+    fn = Categorical(torch.ones(*batch, 4))
+    if len(batch) >= -dim and batch[dim] != 1:
+        return  # the dim is taken
+    values = _support(fn, dim, expand=False)
+    assert is_whole_support(values, 4)
+    assert torch.equal(values, torch.arange(4).reshape([4] + [1] * (-dim - 1)))
+    if len(batch) < -dim:
+        assert torch.equal(values, _move_support(fn.enumerate_support(expand=False), dim, fn))
+        expanded = _support(fn, dim, expand=True)
+        assert expanded.shape == (4, *[1] * (-dim - 1 - len(batch)), *batch)
+
+
+def test_a_subclass_of_categorical_has_its_own_support():
+    class Even(Categorical):
+        def enumerate_support(self, expand=True):
+            return 2 * super().enumerate_support(expand)
+
+    values = _support(Even(torch.ones(3)), -2, expand=False)
+    assert values.flatten().tolist() == [0, 2, 4]
+    assert not is_whole_support(values, 3)
+
+
+def test_writing_into_the_values_of_a_site_leaves_others_alone():
+    with handlers.enum(first_available_dim=-1):
+        first = sumprod.sample("a", Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+        for t in sumprod.markov(range(3)):
+            sumprod.sample(f"z{t}", Categorical(torch.ones(3)), infer={"enumerate": "parallel"}).add_(t)
+    assert first.tolist() == [0, 1, 2]

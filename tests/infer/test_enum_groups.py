@@ -334,3 +334,32 @@ def test_a_homogeneous_chain_has_one_transition_tensor():
     terms = site_terms(trace, sites, variables, 1)
     assert len({id(term.tensor) for term in terms[1:]}) <= 2  # dims alternate
     assert all(term.tensor.numel() == 9 for term in terms[1:])
+
+
+def test_sites_of_one_kind_in_different_plates_keep_the_names_of_theirs():
+    def model():
+        for name in sumprod.markov(("first", "second"), history=0):
+            with sumprod.plate(name, 2, dim=-1):
+                z = sumprod.sample(f"z_{name}", dist.Categorical(uniform(S)), infer=PARALLEL)
+                sumprod.sample(f"x_{name}", dist.Normal(uniform(S)[z], 1.0), obs=uniform(2))
+
+    trace = handlers.trace(handlers.enum(model, first_available_dim=-2)).get_trace()
+    trace = prune_subsample_sites(trace)
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    variables = {v: site for site in sites if (v := variable_of(site)) is not None}
+    assert len({site["infer"]["_enumerate_dim"] for site in variables.values()}) == 1  # two groups in all
+    for site, term in zip(sites, site_terms(trace, sites, variables, 1), strict=True):
+        plate = site["name"].split("_")[1]
+        assert term.ordinal == {plate}
+        assert set(term.dims) - set(variables) <= {plate}
+
+
+def test_short_vectors_lie_with_their_dims_first_in_memory(monkeypatch):
+    value = torch.arange(24.0).reshape(1, 4, 6)
+    found = _enum_groups._summed_outermost(value, (-1,))
+    assert torch.equal(found, value)
+    assert found.stride() == (4, 1, 4)
+    for summed in ((), (-3,)):  # nothing to sum
+        assert _enum_groups._summed_outermost(value, summed) is value
+    monkeypatch.setattr(_enum_groups, "_SHORT", 5)
+    assert _enum_groups._summed_outermost(value, (-1,)) is value

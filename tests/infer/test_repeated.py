@@ -69,3 +69,14 @@ def test_a_tensor_whose_gradient_is_watched_stands_for_itself(table, watch):
     first, second = table[states()], table[states()]
     watch(second)
     assert not all_alike([first, second])
+
+
+def test_each_of_many_counts(table):
+    x = torch.rand(3)
+    for other in (x + 1, x.double(), x.unsqueeze(0), x[:2], x.clone().requires_grad_()):
+        assert not all_alike([x, x.clone(), other])
+        assert not all_alike([x, other, x.clone()])
+    unknown = torch.tensor([0.0, torch.nan, 1.0])
+    assert not all_alike([unknown, unknown.clone(), unknown.clone()])
+    assert not all_alike([table[states()], table[states()], (table * 1.0)[states()]])
+    assert not all_alike([table[states()], table[states()], table[states().flip(0)].flip(0)])

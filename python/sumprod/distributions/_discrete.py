@@ -169,10 +169,15 @@ class Categorical(Family, torch.distributions.Categorical, TorchDistributionMixi
 
         Unexpanded, the result is marked, and `log_prob` of the marked tensor only moves a dim of the logits.
         """
-        given: Tensor = self.__dict__["_weights" if "_weights" in self.__dict__ else "logits"]
+        values = self._support_along(-1 - len(self._batch_shape))
+        return values.expand((-1, *self._batch_shape)) if expand else values
+
+    def _support_along(self, dim: int) -> Tensor:
+        """0, ..., K-1 along the negative dim, which is the leftmost; marked."""
+        members = self.__dict__
+        given: Tensor = members["_weights"] if "_weights" in members else members["logits"]
         values = torch.arange(self._num_events, device=given.device)
-        values = values.view((-1,) + (1,) * len(self._batch_shape))
-        return values.expand((-1, *self._batch_shape)) if expand else mark_as_support(values)
+        return mark_as_support(values.view((-1,) + (1,) * (-dim - 1)) if dim < -1 else values)
 
     def sample(self, sample_shape: Any = NO_DIMS) -> Any:
         """Draws of dtype int64."""
@@ -243,10 +248,13 @@ def _are_weights(given: Tensor) -> bool:
     """Whether these surely become probabilities when divided by their total, by a look at the extremes."""
     if given.numel() == 0:
         return False
-    least, most = (bound.item() for bound in torch.aminmax(given.detach()))
-    if not (least >= 0 and most * given.shape[-1] <= torch.finfo(given.dtype).max):
+    if given.requires_grad:
+        given = given.detach()
+    least, most = torch.aminmax(given)
+    low, high = least.item(), most.item()
+    if not (low >= 0 and high * given.shape[-1] <= torch.finfo(given.dtype).max):
         return False
-    return least > 0 or is_positive(given.detach().sum(-1))
+    return low > 0 or is_positive(given.sum(-1))
 
 
 def _set_state(old: Any, new: Any, batch_shape: torch.Size) -> Any:

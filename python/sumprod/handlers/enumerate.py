@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sumprod._enum_allocator import Iteration, enum_allocator
+from sumprod.distributions import Categorical
 from sumprod.distributions._support import is_whole_support, mark_as_support
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
 from sumprod.handlers._scope_check import ScopeCheck, Sight, check_dependence, scope_check
@@ -120,14 +121,17 @@ class EnumMessenger(Messenger):
 
     def _visible_dims(self, msg: Any, iteration: Iteration) -> dict[int, int]:
         visible = enum_allocator().visible(iteration)
+        seen, levels = self._seen, self._levels
         for name in self._ends:
-            seen = self._seen[name]
-            if seen.dims and not (iteration and _differ(seen.iteration, iteration)):
-                visible.update(seen.dims)
-        for name, count in msg["infer"].get("_markov_scope", {}).items():
-            # A different count: the site is in an inner chain that has been left.
-            if self._levels.get(name) == count:
-                visible.update(self._seen[name].dims)
+            end = seen[name]
+            if end.dims and not (iteration and _differ(end.iteration, iteration)):
+                visible.update(end.dims)
+        scope = msg["infer"].get("_markov_scope")
+        if scope:
+            for name, count in scope.items():
+                # A different count: the site is in an inner chain that has been left.
+                if levels.get(name) == count and (dims := seen[name].dims):
+                    visible.update(dims)
         return visible
 
     def _close_chain(self, names: list[str], depth: int) -> None:
@@ -183,12 +187,12 @@ class EnumMessenger(Messenger):
         if "_markov_depth" not in infer:
             allocator.keep(dim, number, iteration if len(allocator.dim_to_id) >= MANY else ())
         if count is None:
-            expand = bool(infer.get("expand"))
-            values = _move_support(fn.enumerate_support(expand=expand), dim, fn)
+            values = _support(fn, dim, expand=bool(infer.get("expand")))
         else:
             values = _move_support(fn(sample_shape=torch.Size((count,))), dim, fn)
         infer["_enumerate_dim"] = dim
-        infer["_dim_to_id"] = {**upstream, dim: number}
+        known = infer["_dim_to_id"] = {**upstream, dim: number}
+        self._upstream[name] = known, iteration, infer.get("_markov_depth", 0)
         msg["value"] = values
         msg["done"] = True
 
@@ -199,7 +203,9 @@ class EnumMessenger(Messenger):
         upstream, iteration, depth = self._upstream[name]
         # A new dict: a replayed site shares its own with the trace it comes from.
         known = infer.get("_dim_to_id")
-        dim_to_id = infer["_dim_to_id"] = upstream if known is None else {**upstream, **known}
+        dim_to_id = infer["_dim_to_id"] = (
+            upstream if known is None or known is upstream else {**upstream, **known}
+        )
         dims: dict[int, int] = {}
         shape = getattr(msg["value"], "shape", ())
         if dim_to_id and shape:
@@ -243,6 +249,13 @@ def _check_free(msg: Any, dim: int) -> None:
             f" {tuple(batch_shape)} belongs to a variable that the site may not depend on any more, or to no"
             " plate\nTry increasing pyro.markov history size"
         )
+
+
+def _support(fn: Any, dim: int, expand: bool) -> torch.Tensor:
+    """All values of a distribution along batch dim `dim`."""
+    if type(fn) is Categorical and not expand:
+        return fn._support_along(dim)  # the same, in half as many operators
+    return _move_support(fn.enumerate_support(expand=expand), dim, fn)
 
 
 def _move_support(values: torch.Tensor, dim: int, fn: Any) -> torch.Tensor:

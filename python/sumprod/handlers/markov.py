@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from sumprod.handlers.messenger import ReentrantMessenger
-from sumprod.handlers.util import site_is_subsample
+from sumprod.handlers.subsample import SubsampleIndices
 from sumprod.runtime import handler_stack
 
 
@@ -28,6 +27,8 @@ class MarkovMessenger(ReentrantMessenger):
         history: how many earlier contexts are visible, at least 0.
         keep: let a context that opens where another has closed see that one, as siblings in a tree do.
     """
+
+    _reads_scope = False
 
     def __init__(self, history: int = 1, keep: bool = False, name: str | None = None) -> None:
         super().__init__()
@@ -52,10 +53,19 @@ class MarkovMessenger(ReentrantMessenger):
     def __iter__(self) -> Iterator[Any]:
         if self._iterable is None:
             raise TypeError("markov without an iterable cannot be looped over: markov(range(n))")
-        with ExitStack() as contexts:
+        entered, error = 0, None
+        try:
             for value in self._iterable:
-                contexts.enter_context(self)
+                self.__enter__()
+                entered += 1
                 yield value
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            kind = None if error is None else type(error)
+            for _ in range(entered):
+                self.__exit__(kind, error, None)
 
     def __enter__(self) -> Any:
         self._position += 1
@@ -87,14 +97,22 @@ class MarkovMessenger(ReentrantMessenger):
         super()._reset()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or site_is_subsample(msg):
+        if msg["done"] or isinstance(msg["fn"], SubsampleIndices):
             return
-        infer = msg["infer"]
+        position = self._position
+        if _scope_is_read():
+            self._add_scope(msg["infer"], position)
+        self._contexts[position][msg["name"]] = None
+
+    def _add_scope(self, infer: dict[str, Any], position: int) -> None:
+        """Note which sites a site in the context at `position` may depend on."""
         scope: Counter[str] | None = infer.get("_markov_scope")
         if scope is None:
-            scope = infer["_markov_scope"] = Counter()
-        end = self._position + 1
-        for context in self._contexts[max(0, self._position - self.history) : end]:
+            scope = infer["_markov_scope"] = Counter.__new__(
+                Counter
+            )  # its __init__ takes as long as the rest
+        end = position + 1
+        for context in self._contexts[max(0, position - self.history) : end]:
             for name in context:  # Counter.update takes several times as long for a few names
                 scope[name] = scope.get(name, 0) + 1
         if len(self._contexts) > end:
@@ -103,7 +121,12 @@ class MarkovMessenger(ReentrantMessenger):
             for context in self._contexts[end : end + self.history]:
                 kept.extend(context)
         infer["_markov_depth"] = 1 + infer.get("_markov_depth", 0)
-        self._contexts[self._position][msg["name"]] = None
+
+
+def _scope_is_read() -> bool:
+    """Whether any active handler may look at what sites may depend on. Subclasses and others may."""
+    kinds = [type(handler) for handler in handler_stack()]
+    return any([kind.__dict__.get("_reads_scope", True) for kind in kinds])  # noqa: C419, a generator is slow
 
 
 def _announce_end(names: list[str]) -> None:

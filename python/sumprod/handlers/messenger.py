@@ -41,6 +41,9 @@ class Messenger:
 
     # Whether handlers further out may close before this one does.
     _may_stay_open = False
+    # Whether messages must say which sites a site may depend on (`markov`). A class that does not look sets
+    # False; that does not count for its subclasses, which may look.
+    _reads_scope = True
 
     def __call__(self, fn: Callable[..., Any]) -> Any:
         """`fn`, run inside this handler."""
@@ -121,6 +124,7 @@ class Messenger:
         if type is None:
             raise ValueError(f"{cls.__name__}.register({fn!r}) needs the type of the messages: type='sample'")
         setattr(cls, _method_names(type)[1 if post else 0], staticmethod(fn) if _takes_one(fn) else fn)
+        cls._reads_scope = True  # this function may
         return fn
 
     @classmethod

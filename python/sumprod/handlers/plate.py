@@ -51,6 +51,8 @@ class PlateMessenger(Messenger):
     torch.Size([3])
     """
 
+    _reads_scope = False
+
     def __init__(
         self,
         name: str,

@@ -62,8 +62,7 @@ class FactorGraph:
 
     def concerns(self, term: Term) -> bool:
         """Whether a log-density depends on any variable."""
-        variables = self.variables
-        return any(name in variables for name in term.dims)
+        return not self.variables.keys().isdisjoint(term.dims)
 
     def add(self, site: Any, term: Term) -> None:
         """Add a site that depends on a variable."""
@@ -207,9 +206,11 @@ def _value_at(site: Any, found: Mapping[Hashable, tuple[Names, Tensor]]) -> Tens
 
     def placed(variable: Hashable) -> Tensor:
         plates, index = found[variable]
-        order = tuple(sorted(plates, key=lambda name: frames[name]))
-        shape = [1] * rank
+        order = tuple(sorted(plates, key=frames.__getitem__))
         index = align(index, plates, order)
+        if len(order) == rank:  # every dim has its plate
+            return index
+        shape = [1] * rank
         for name, size in zip(order, index.shape, strict=True):
             shape[frames[name]] = size
         return index.reshape(shape)

@@ -25,16 +25,25 @@ def all_alike(tensors: Sequence[Tensor]) -> bool:
     indices in one tensor, if they are not large. False means "perhaps not".
     """
     first = tensors[0]
-    return all(other is first or _alike(first, other) for other in tensors[1:])
+    others = [other for other in tensors[1:] if other is not first]
+    if not others:
+        return True
+    if first.numel() > _LARGE or any(_is_watched(tensor) for tensor in (first, *others)):
+        return False
+    wanted = first.requires_grad, first.dtype, first.shape
+    if any((other.requires_grad, other.dtype, other.shape) != wanted for other in others):
+        return False
+    return _all_equal(first, others) and not (
+        # Values say nothing about gradients; nodes nothing about a table written to in between.
+        first.requires_grad and not all(_same_node(first.grad_fn, other.grad_fn) for other in others)
+    )
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    if one.requires_grad != other.requires_grad or _is_watched(one) or _is_watched(other):
-        return False
-    if one.dtype != other.dtype or one.numel() > _LARGE or not torch.equal(one, other):
-        return False
-    # Values say nothing about gradients; nodes nothing about a table written to in between.
-    return not one.requires_grad or _same_node(one.grad_fn, other.grad_fn)
+def _all_equal(first: Tensor, others: list[Tensor]) -> bool:
+    if not torch.equal(first, others[0]):
+        return False  # the usual answer of tensors that differ
+    with torch.no_grad():
+        return bool((torch.stack(others) == first).all())
 
 
 def _is_watched(tensor: Tensor) -> bool:

@@ -136,6 +136,8 @@ def _depth(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, A
 class _Fixed(Messenger):
     """Gives latent sites the values that were inferred for them, and plates their indices."""
 
+    _reads_scope = False
+
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.values = values
