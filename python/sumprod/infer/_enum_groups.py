@@ -95,10 +95,19 @@ def _grouped_terms(
     """Name -> term, of the sites that can be evaluated in groups."""
     occupied = {frame.name for owner in variables.values() for frame in owner["cond_indep_stack"]}
     groups: dict[Hashable, list[_Member]] = {}
+    kinds_of_plates: dict[tuple[int, ...], Hashable] = {}
     for site in sites:
         member = _member(site)
-        if member is not None:
-            groups.setdefault(_kind(member, variables, occupied), []).append(member)
+        if member is None:
+            continue
+        # One frame object around many sites is hashed once.
+        frames = site["cond_indep_stack"]
+        identity = tuple([id(frame) for frame in frames])
+        plates = kinds_of_plates.get(identity)
+        if plates is None:
+            plates = tuple([(frame.dim, frame.size, frame.name in occupied) for frame in frames])
+            kinds_of_plates[identity] = plates
+        groups.setdefault(_kind(member, variables, plates), []).append(member)
     terms: dict[str, Term] = {}
     for members in groups.values():
         layout = _layout(members[0], variables, occupied)
@@ -130,16 +139,18 @@ def _member(site: Any) -> _Member | None:
     if names is None:
         return None
     parameters = [before_expansion(fn.__dict__[name]) for name in names]
-    if any(parameter.device != value.device for parameter in parameters):
-        return None
+    for parameter in parameters:
+        if parameter.device != value.device:
+            return None
     return _Member(site, fn, event, names, parameters, mask)
 
 
-def _kind(member: _Member, variables: Container[Any], occupied: Container[Hashable]) -> Hashable:
-    """Equal for sites that can be evaluated together."""
+def _kind(member: _Member, variables: Container[Any], plates: Hashable) -> Hashable:
+    """Equal for sites that can be evaluated together; `plates` says all that matters of those around."""
     site, fn, event, names, parameters, mask = member
     infer, value = site["infer"], site["value"]
     return (
+        plates,
         type(fn),
         names,
         event,
@@ -152,7 +163,6 @@ def _kind(member: _Member, variables: Container[Any], occupied: Container[Hashab
         None if mask is None else mask.shape,
         infer.get("_enumerate_dim"),
         *[(dim, number in variables) for dim, number in infer.get("_dim_to_id", {}).items()],
-        *[(frame.dim, frame.size, frame.name in occupied) for frame in site["cond_indep_stack"]],
     )
 
 
@@ -226,13 +236,16 @@ def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, T
     event = members[0].event
     positions = [dim + event for dim in (*layout.constant, *layout.varying)]
     gone = {dim + event for dim in layout.summed}
+    frames: Any = None
     for member, row in zip(members, rows, strict=True):
         site = member.site
-        plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.dim is not None}
+        if frames is None or site["cond_indep_stack"] != frames:
+            frames = site["cond_indep_stack"]
+            plates = {frame.dim: frame.name for frame in frames if frame.dim is not None}
+            ordinal = frozenset([name for dim, name in plates.items() if dim not in gone])
+            reach = frozenset(plates.values()) if len(ordinal) < len(plates) else None
         variables = site["infer"]["_dim_to_id"]
         names = tuple([plates[dim] if dim in plates else variables[dim] for dim in positions])
-        ordinal = frozenset([name for dim, name in plates.items() if dim not in gone])
-        reach = frozenset(plates.values()) if len(ordinal) < len(plates) else None
         yield site["name"], Term(ordinal, names, row, reach)
 
 
