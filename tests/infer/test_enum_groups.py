@@ -363,3 +363,22 @@ def test_short_vectors_lie_with_their_dims_first_in_memory(monkeypatch):
         assert _enum_groups._summed_outermost(value, summed) is value
     monkeypatch.setattr(_enum_groups, "_SHORT", 5)
     assert _enum_groups._summed_outermost(value, (-1,)) is value
+
+
+def test_a_plate_with_a_variable_inside_makes_another_kind():
+    def model():
+        for name in sumprod.markov(("outside", "inside"), history=0):
+            prior = dist.Categorical(uniform(S))
+            if name == "outside":
+                z = sumprod.sample(f"z_{name}", prior, infer=PARALLEL)
+            with sumprod.plate(name, 2, dim=-1):
+                if name == "inside":
+                    z = sumprod.sample(f"z_{name}", prior, infer=PARALLEL)
+                sumprod.sample(f"x_{name}", dist.Normal(uniform(S)[z].reshape(S, 1), 1.0), obs=uniform(2))
+
+    trace = prune_subsample_sites(handlers.trace(handlers.enum(model, first_available_dim=-2)).get_trace())
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    variables = {v: site for site in sites if (v := variable_of(site)) is not None}
+    terms = {site["name"]: t for site, t in zip(sites, site_terms(trace, sites, variables, 1), strict=True)}
+    assert terms["x_outside"].ordinal == frozenset()
+    assert terms["x_inside"].ordinal == {"inside"}
