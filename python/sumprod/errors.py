@@ -14,7 +14,8 @@ class SupportError(ValueError):
     Attributes:
         batch_index: which batch element; an int, or a tuple when there are several batch dims
             (empty when there is none).
-        time: the first time step at which no state is possible any more; None for programs.
+        time: the first time step at which no state is possible any more; of a program, the place of `site`
+            along its `markov` chain, None outside of chains.
         site: of a program, the first site whose density leaves no assignment possible; else None.
         plate_index: plate name -> index of the first impossible element, for the plates around all
             sites that are listed in `factors`.

@@ -251,6 +251,7 @@ def test_impossible_evidence(t, temperature):
     with pytest.raises(SupportError) as caught:
         infer_discrete(impossible(t), first_available_dim=-2, temperature=temperature)()
     assert caught.value.site == f"x{t}"
+    assert caught.value.time == t
     assert caught.value.plate_index == {"batch": 1}
     assert f"z{t}" in caught.value.factors
     with sumprod.validation_enabled(False):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sumprod.ops._plan import NotTreeStructured, make_plan
-from sumprod.ops.contraction import contract, draw, number_of_uniforms, sample
+from sumprod.ops.contraction import contract, draw, sample
 from tests.ops.checks import check_compiled
 from tests.oracles.plated import log_total, slices, variable_plates
 from tests.planner.graphs import PLATES, graphs, tables_for
@@ -253,7 +253,7 @@ def test_draws_have_the_posterior_frequencies(factors, plates, dtype):
 def test_equal_uniforms_give_equal_draws():
     factors, sizes = PLATED
     tensors = tensors_of(tables_for(factors, sizes))
-    count = number_of_uniforms(make_plan(factors, sizes, "pq"))
+    count = make_plan(factors, sizes, "pq").uniforms
     uniforms = torch.rand(count, dtype=torch.float64)
     first, second = (sample(tensors, factors, "pq", uniforms=uniforms) for _ in range(2))
     for variable, (plates, values) in first.items():
@@ -275,7 +275,7 @@ def test_threads_do_not_change_a_bit(dtype):
     factors = ["g", "gap", "abpq", "bcpq"]
     sizes = {"g": 3, "a": 7, "b": 9, "c": 5, "p": 33, "q": 17}
     tensors = tensors_of(tables_for(factors, sizes), dtype)
-    uniforms = torch.rand(number_of_uniforms(make_plan(factors, sizes, "pq")), dtype=torch.float64)
+    uniforms = torch.rand(make_plan(factors, sizes, "pq").uniforms, dtype=torch.float64)
     outcomes = []
     for count in (1, 2, 3, 8):
         torch.set_num_threads(count)

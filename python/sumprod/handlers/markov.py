@@ -19,9 +19,10 @@ class MarkovMessenger(ReentrantMessenger):
     outside all contexts. Enumeration may then use tensor dims again further along the chain. Sites after
     the last context may depend on the last `history` contexts.
 
-    Sites get `infer["_markov_scope"]`, a counter of the visible sites' names, and
-    `infer["_markov_depth"]`, in how many markov handlers they are. With `keep`, `infer["_markov_kept"]`
-    names sites that are not visible but will be together with this one.
+    Sites get `infer["_markov_scope"]`, a counter of the visible sites' names, `infer["_markov_depth"]`, in
+    how many markov handlers they are, and `infer["_markov_step"]`, their place along the innermost chain.
+    With `keep`, `infer["_markov_kept"]` names sites that are not visible but will be together with this
+    one. All of it only while some active handler may look.
 
     Args:
         history: how many earlier contexts are visible, at least 0.
@@ -121,6 +122,7 @@ class MarkovMessenger(ReentrantMessenger):
             for context in self._contexts[end : end + self.history]:
                 kept.extend(context)
         infer["_markov_depth"] = 1 + infer.get("_markov_depth", 0)
+        infer.setdefault("_markov_step", position)  # the innermost chain comes first
 
 
 def _scope_is_read() -> bool:

@@ -188,6 +188,7 @@ class FactorGraph:
             f" {'..., ' if len(factors) > 5 else ''}{shown}; look for probabilities of 0 that the data at"
             f" '{site['name']}' contradict",
             batch_index=tuple(where),
+            time=site["infer"].get("_markov_step"),
             site=site["name"],
             plate_index=index,
             factors=factors,

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sumprod._planner import NotTreeStructured
@@ -73,10 +73,23 @@ class Plan:
             return self.factors[number]
         return self.steps[number - len(self.factors)].dims
 
-    @property
+    @cached_property
     def result_dims(self) -> tuple[tuple[Hashable, ...], ...]:
         """The dims of each result."""
         return tuple(self.dims(number) for number in self.results)
+
+    @cached_property
+    def drawn(self) -> tuple[tuple[Hashable, tuple[Hashable, ...]], ...]:
+        """Each variable summed out, with the plates that it is in, in the order of the steps."""
+        return tuple((variable, self._plates(step)) for step in self.steps for variable in step.variables)
+
+    @cached_property
+    def uniforms(self) -> int:
+        """How many uniforms a draw takes: one per step that sums, and per slice of its plates."""
+        return sum(self.volume(self._plates(step)) for step in self.steps if step.variables)
+
+    def _plates(self, step: Step) -> tuple[Hashable, ...]:
+        return tuple(dim for dim in step.dims if dim in self.plates)
 
     def encoded(self, operands: tuple[int, ...]) -> str:
         """The plan as the native operators take it; csrc/ops/contract_plan.h describes the layout.

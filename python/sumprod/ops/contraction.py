@@ -19,7 +19,7 @@ from torch import Tensor
 
 import sumprod.ops._contract_shapes  # noqa: F401 (tells compilers the shapes of results)
 from sumprod._native import ops as native
-from sumprod.ops._plan import Plan, Step, check_budget, make_plan
+from sumprod.ops._plan import Plan, check_budget, make_plan
 from sumprod.ops.logsumexp import logsumexp
 
 __all__ = ["Draw", "contract", "draw", "sample"]
@@ -110,7 +110,7 @@ def draw(
         dims: as for `contract`.
         plates: as for `contract`.
         maximise: the most probable assignment; of equally probable values a step takes the lowest.
-        uniforms: float64 in [0, 1), of shape [`number_of_uniforms(plan)`]; equal ones give equal draws.
+        uniforms: float64 in [0, 1), of shape [`make_plan(...).uniforms`]; equal ones give equal draws.
             Drawn from `generator` when None.
         generator: a torch generator; None: the default one.
         sizes: as for `contract`.
@@ -131,17 +131,12 @@ def draw(
     plan = graph.plan
     if not maximise and uniforms is None:
         uniforms = torch.rand(
-            number_of_uniforms(plan), dtype=torch.float64, device=tensors[0].device, generator=generator
+            plan.uniforms, dtype=torch.float64, device=tensors[0].device, generator=generator
         )
     totals, values = native.contract_draw(
         graph.tensors, graph.encoded, None if maximise else uniforms, maximise
     )
-    remaining = iter(values)
-    found = {
-        variable: (plates_of(plan, step), next(remaining))
-        for step in plan.steps
-        for variable in step.variables
-    }
+    found = {variable: (plates, value) for (variable, plates), value in zip(plan.drawn, values, strict=True)}
     return Draw(graph.named(totals), found)
 
 
@@ -157,23 +152,6 @@ def sample(
     """The values of `draw`, for those who know that some assignment is possible."""
     found = draw(tensors, dims, plates, maximise=maximise, uniforms=uniforms, generator=generator)
     return found.values
-
-
-def plates_of(plan: Plan, step: Step) -> tuple[Hashable, ...]:
-    """The plates of the variables that a step sums out."""
-    return tuple(dim for dim in step.dims if dim in plan.plates)
-
-
-def number_of_uniforms(plan: Plan) -> int:
-    """How many uniforms a draw takes: one per step that sums, and per slice of its plates."""
-    count = 0
-    for step in plan.steps:
-        if step.variables:
-            slices = 1
-            for plate in plates_of(plan, step):
-                slices *= plan.sizes[plate]
-            count += slices
-    return count
 
 
 class _Graph(NamedTuple):
