@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.distributions.transforms import AbsTransform, ExpTransform
 
 from sumprod.distributions._checks import eager, is_positive, is_real
 from sumprod.distributions._family import NO_DIMS, PUBLIC, LeanFamily, alone, together
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
+from sumprod.distributions.util import broadcast_shape
 
 __all__ = ["Cauchy", "HalfCauchy", "HalfNormal", "Laplace", "LogNormal", "Normal"]
 
@@ -20,6 +22,7 @@ _LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 _LOG_PI = math.log(math.pi)
 _LOG_2 = math.log(2)
 _SURELY_POSITIVE = 1e-6  # numbers above it are positive in every dtype
+_LARGE = 1 << 12  # entries of data; for fewer, an operator's overhead exceeds its work
 
 
 def _normal_log_density(deviation: Tensor, scale: Tensor, constant: float) -> Tensor:
@@ -29,6 +32,48 @@ def _normal_log_density(deviation: Tensor, scale: Tensor, constant: float) -> Te
     """
     z = deviation / scale
     return torch.addcmul(torch.rsub(scale.log(), constant), z, z, value=-0.5)
+
+
+class _NormalOfData(torch.autograd.Function):
+    """The log-density of data under parameters with fewer entries.
+
+    Gradients are weighted sums of z and z^2 over the data, divided by the scale once per parameter: two
+    passes over the densities where the operators one by one take a dozen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        z = (value - loc) / scale
+        ctx.save_for_backward(value, loc, scale, z)
+        return torch.addcmul(torch.rsub(scale.log(), -_LOG_SQRT_2PI), z, z, value=-0.5)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        value, loc, scale, z = ctx.saved_tensors
+        if torch.is_grad_enabled():  # z was computed without a graph
+            z = (value - loc) / scale
+        shape = broadcast_shape(loc.shape, scale.shape)
+        weighted = grad * z
+        of_loc = (weighted.sum_to_size(shape) / scale).sum_to_size(loc.shape)
+        if not ctx.needs_input_grad[2]:
+            return None, of_loc, None
+        spread = weighted.mul_(z).sum_to_size(shape) - grad.sum_to_size(shape)
+        return None, of_loc, (spread / scale).sum_to_size(scale.shape)
+
+
+def _is_data(value: Any, loc: Tensor, scale: Tensor) -> bool:
+    """Whether `_NormalOfData` is right for a value, and saves work."""
+    return (
+        isinstance(value, Tensor)
+        and value.numel() >= max(_LARGE, 4 * loc.numel(), 4 * scale.numel())
+        and (loc.requires_grad or scale.requires_grad)
+        and torch.is_grad_enabled()
+        and not value.requires_grad
+        and value.dtype == loc.dtype == scale.dtype
+        and value.device == loc.device == scale.device
+        and eager()
+        and forward_ad._current_level < 0  # no forward derivatives, which this Function lacks
+    )
 
 
 class _LocationScale(LeanFamily):
@@ -77,7 +122,10 @@ class Normal(_LocationScale, torch.distributions.Normal, TorchDistributionMixin)
         """Log-density, differentiable in value and parameters."""
         if self._validate_args:
             self._validate_sample(value)
-        return _normal_log_density(value - self.loc, self.scale, -_LOG_SQRT_2PI)
+        loc, scale = self.loc, self.scale
+        if _is_data(value, loc, scale):
+            return _NormalOfData.apply(value, loc, scale)  # type: ignore[no-untyped-call]
+        return _normal_log_density(value - loc, scale, -_LOG_SQRT_2PI)
 
     def conjugate_update(self, other: Any) -> Any:
         """The product of two normal densities: precisions add."""

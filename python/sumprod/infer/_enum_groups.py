@@ -36,6 +36,7 @@ from sumprod.settings import state
 __all__ = ["site_terms"]
 
 _LARGE = 1 << 12  # entries of a density; parameters before expansion then save work even for one site
+_SHORT = 32  # a loop over fewer entries costs more to start than to run
 _MOST_ENTRIES = 1 << 18  # of one stacked tensor; above that, memory costs more than calls
 
 
@@ -281,11 +282,24 @@ def _density(members: Sequence[_Member], layout: _Layout) -> Tensor | None:
             return summed_log_prob(fn, value, mask, summed)
         log_prob = scale_and_mask(summed_log_prob(fn, value, None, summed), mask=mask)
         return log_prob
+    if value.numel() >= _LARGE:
+        value = _summed_outermost(value, layout.summed)
     try:
         log_prob = scale_and_mask(fn.log_prob(value), mask=mask)
     except ValueError:
         return None
     return log_prob.sum(layout.summed, keepdim=True) if layout.summed else log_prob
+
+
+def _summed_outermost(value: Tensor, summed: tuple[int, ...]) -> Tensor:
+    """The same entries, in memory with a few summed dims before others.
+
+    Operators loop over the last dim in memory: where the data are short vectors, loops are short too.
+    """
+    if not 1 < prod([value.shape[dim] for dim in summed]) <= _SHORT:
+        return value
+    first = tuple(range(len(summed)))
+    return value.movedim(summed, first).contiguous().movedim(first, summed)
 
 
 def _stacked(tensors: tuple[Tensor, ...], rank: int) -> Tensor:
