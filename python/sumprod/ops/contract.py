@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Mapping, MutableMapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -258,7 +260,16 @@ def _plates(plates: Collection[str] | None, batch_dims: Collection[str] | None) 
 
 def _parse(
     equation: str, operands: Sequence[Tensor]
-) -> tuple[list[Factor], list[tuple[str, ...]], dict[Hashable, int]]:
+) -> tuple[list[Factor], tuple[tuple[str, ...], ...], Mapping[Hashable, int]]:
+    scopes, outputs, sizes = _parsed(equation, tuple([tensor.shape for tensor in operands]))
+    return list(zip(operands, scopes, strict=True)), outputs, sizes
+
+
+@lru_cache(maxsize=1024)
+def _parsed(
+    equation: str, shapes: tuple[torch.Size, ...]
+) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...], Mapping[Hashable, int]]:
+    """Dims of the operands, dims of the outputs, and sizes of all dims."""
     equation = equation.replace(" ", "")
     if "." in equation:
         raise NotImplementedError(f"An ellipsis is not supported, name every dim; got {equation!r}")
@@ -266,22 +277,21 @@ def _parse(
     if not arrow:
         raise ValueError(f"Expected an equation with outputs after '->', got {equation!r}")
     inputs, outputs = left.split(","), right.split(",")
-    if not operands or len(inputs) != len(operands):
-        raise ValueError(f"Expected {len(inputs)} operands for {equation!r}, got {len(operands)}")
+    if not shapes or len(inputs) != len(shapes):
+        raise ValueError(f"Expected {len(inputs)} operands for {equation!r}, got {len(shapes)}")
     for symbols in (*inputs, *outputs):
         if len(set(symbols)) != len(symbols):
             raise ValueError(f"Expected distinct symbols in each term, got {symbols!r} in {equation!r}")
     sizes: dict[Hashable, int] = {}
-    for symbols, tensor in zip(inputs, operands, strict=True):
-        if tensor.dim() != len(symbols):
-            raise ValueError(f"Expected dims {symbols!r} of an operand, got shape {tuple(tensor.shape)}")
-        _add_sizes(sizes, symbols, tensor)
-    factors: list[Factor] = [(t, tuple(s)) for t, s in zip(operands, inputs, strict=True)]
-    return factors, [tuple(symbols) for symbols in outputs], sizes
+    for symbols, shape in zip(inputs, shapes, strict=True):
+        if len(shape) != len(symbols):
+            raise ValueError(f"Expected dims {symbols!r} of an operand, got shape {tuple(shape)}")
+        _add_sizes(sizes, symbols, shape)
+    return tuple(map(tuple, inputs)), tuple(map(tuple, outputs)), MappingProxyType(sizes)
 
 
-def _add_sizes(sizes: MutableMapping[Hashable, int], dims: Sequence[str], tensor: Tensor) -> None:
-    for dim, size in zip(dims, tensor.shape, strict=True):
+def _add_sizes(sizes: MutableMapping[Hashable, int], dims: Sequence[str], shape: torch.Size) -> None:
+    for dim, size in zip(dims, shape, strict=True):
         if sizes.setdefault(dim, size) != size:
             raise ValueError(f"Dimension size mismatch at dim '{dim}': {sizes[dim]} vs {size}")
 
@@ -309,7 +319,7 @@ class _Graph(NamedTuple):
     origins: list[Parts]
     """what each factor was made of; empty where nothing flows back"""
     plates: frozenset[Hashable]
-    sizes: dict[Hashable, int]
+    sizes: Mapping[Hashable, int]
 
 
 def _origins(
@@ -338,23 +348,37 @@ def _named(
 
 
 def _from_tree(tree: Tree, ring: type[SemiringRing]) -> _Graph:
-    plates: frozenset[Hashable] = frozenset().union(*tree)
+    tensors = [tensor for group in tree.values() for tensor in group]
+    names: tuple[str, ...] = tuple([tensor._pyro_dims for tensor in tensors])  # type: ignore[attr-defined]
+    groups = tuple([(frozenset(ordinal), len(group)) for ordinal, group in tree.items()])
+    plates, sizes, scopes = _structure(names, tuple([tensor.shape for tensor in tensors]), groups)
+    origins: list[Parts] = []
+    if ring.adjoint is not None:
+        ordinals = [ordinal for ordinal, count in groups for _ in range(count)]
+        origins = [
+            parts_of(tensor, own, {plate: sizes[plate] for plate in sorted(ordinal)})
+            for tensor, own, ordinal in zip(tensors, names, ordinals, strict=True)
+        ]
+    return _Graph(list(zip(tensors, scopes, strict=True)), origins, plates, sizes)
+
+
+@lru_cache(maxsize=1024)
+def _structure(
+    names: tuple[str, ...], shapes: tuple[torch.Size, ...], groups: tuple[tuple[frozenset[str], int], ...]
+) -> tuple[frozenset[Hashable], Mapping[Hashable, int], tuple[tuple[Hashable, ...], ...]]:
+    """All plates, the sizes of all dims, and for each tensor its dims with all plates that it is in."""
+    plates: frozenset[Hashable] = frozenset().union(*(ordinal for ordinal, _ in groups))
     sizes: dict[Hashable, int] = {}
-    for tensors in tree.values():
-        for tensor in tensors:
-            _add_sizes(sizes, tensor._pyro_dims, tensor)  # type: ignore[attr-defined]
+    for own, shape in zip(names, shapes, strict=True):
+        _add_sizes(sizes, own, shape)
     for plate in sorted(plates, key=str):
         sizes.setdefault(plate, 1)
-    graph = _Graph([], [], plates, sizes)
-    for ordinal, tensors in tree.items():
-        around = {plate: sizes[plate] for plate in sorted(ordinal)}
-        for tensor in tensors:
-            own: str = tensor._pyro_dims  # type: ignore[attr-defined]
-            lacking = [plate for plate in around if plate not in own]
-            graph.factors.append((tensor, (*lacking, *own)))
-            if ring.adjoint is not None:
-                graph.origins.append(parts_of(tensor, own, around))
-    return graph
+    ordinals = [sorted(ordinal) for ordinal, count in groups for _ in range(count)]
+    scopes = [
+        (*(plate for plate in ordinal if plate not in own), *own)
+        for own, ordinal in zip(names, ordinals, strict=True)
+    ]
+    return plates, MappingProxyType(sizes), tuple(scopes)
 
 
 def _squeezed(factor: Factor) -> Factor:
