@@ -211,6 +211,13 @@ void store_message(const ContractionMessage& m, const ContractionView& view, boo
 template <class Real>
 constexpr int64_t kLowestExponent = sizeof(Real) == 4 ? -110 : -1000;
 
+// Where products may be below that, those that vanish are less than 2^-126 (2^-1022) times the rest of their
+// factors: beside a sum of at least this, nothing, as long as there are not too many.
+template <class Real>
+constexpr Real kLeastSum = sizeof(Real) == 4 ? Real(0x1p-70) : Real(0x1p-900);
+constexpr int32_t kFewInputs = 8;
+constexpr int64_t kFewTerms = int64_t{1} << 20;
+
 // Entries are less than 2: a product of so many is finite.
 template <class Real>
 constexpr int64_t kMostInputs = sizeof(Real) == 4 ? 100 : 1000;

@@ -54,12 +54,14 @@ class Tile {
   bool forward(double* partial) {
     for (int32_t i = 0; i < shape_.steps; ++i) {
       const ContractionStep& step = shape_.step[i];
-      if (!load_inputs(step)) return false;
+      const bool exact = representable(load_inputs(step));
+      if (!exact && (step.reduces_plates || step.inputs > kFewInputs || step.terms > kFewTerms)) return false;
+      if (kScaled && step.inputs > kMostInputs<Real>) return false;
       if (step.reduces_lanes) continue;
       if (step.reduces_plates) {
         reduce_plates(step);
-      } else {
-        combine(step);
+      } else if (!combine(step, exact)) {
+        return false;
       }
     }
     // Smaller entries than that are not inputs of anything, but they are answers.
@@ -121,10 +123,11 @@ class Tile {
     return slot;
   }
 
-  bool load_inputs(const ContractionStep& step) {
+  // Returns the exponent of the smallest product of entries that there may be.
+  int64_t load_inputs(const ContractionStep& step) {
     int64_t lowest = 0;
     for (int32_t i = 0; i < step.inputs; ++i) lowest += find(step.input[i].message).lowest;
-    return representable(lowest) && (!kScaled || step.inputs <= kMostInputs<Real>);
+    return lowest;
   }
 
   // The inputs for one slice of the output.
@@ -260,7 +263,8 @@ class Tile {
 
   // ---- steps
 
-  void combine(const ContractionStep& step) {
+  // False: some sum is so small that products which have vanished could matter (none have, if `exact`).
+  bool combine(const ContractionStep& step, bool exact) {
     const ContractionMessage& m = shape_.message[step.output];
     Slot<L>& out = slots_[step.output] = place(step.output);
     Lane smallest = L::all(Real(1));
@@ -269,6 +273,7 @@ class Tile {
       find_rows(step, s);
       if constexpr (kScaled) {
         scaled_sums(step, m.elements, value);
+        if (!exact && has_small(value, m.elements)) return false;
         smallest = normalise(step, s, value, m.elements, smallest);
       } else {
         for (int64_t e = 0; e < m.elements; ++e) value[e] = log_sum(step, e);
@@ -280,6 +285,15 @@ class Tile {
         out.lowest = exponent < out.lowest ? exponent : out.lowest;
       }
     }
+    return true;
+  }
+
+  static bool has_small(const Lane* value, int64_t elements) {
+    Lane least = value[0];
+    for (int64_t e = 1; e < elements; ++e) least = value[e] < least ? value[e] : least;
+    bool small = false;
+    for (int l = 0; l < W; ++l) small = small || L::get(least, l) < kLeastSum<Real>;
+    return small;
   }
 
   // Brings the largest of a slice into [1, 2); returns the smallest entry that is not 0.

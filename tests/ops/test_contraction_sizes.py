@@ -198,6 +198,29 @@ def test_gradients_of_one_tensor_in_many_places_add_up():
     assert torch.autograd.gradgradcheck(total, (row, table))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gap", [10.0, 100.0, 1000.0])
+def test_separated_components(gap, dtype):
+    """Terms that vanish beside others are left out; terms that are lifted by another factor are not."""
+    shape = (40, 3)
+    near = torch.zeros(shape, dtype=dtype)
+    near[:, 1], near[:, 2] = -gap, -2 * gap
+    away = torch.linspace(0, -1, 40, dtype=dtype)[:, None] + near.flip(1)  # lifts what `near` has small
+    mild = torch.tensor([0.1, 0.3, -0.2], dtype=dtype)
+    for others in ([mild], [away], [away, mild], [near, mild]):
+        leaves = [near.clone().requires_grad_(), *(one.clone().requires_grad_() for one in others)]
+        for dims in ([("p", "z")] * len(leaves), [("p", "z", "y"), *[("p", "z")] * len(others)]):
+            tensors = [leaves[0].unsqueeze(-1) if len(dims[0]) == 3 else leaves[0], *leaves[1:]]
+            [(_, total)] = contract(tensors, dims, plates=["p"], kept=["p"], sizes={"y": 2})
+            exact = sum(leaf.double() for leaf in leaves).logsumexp(-1)
+            exact = exact + (len(dims[0]) == 3) * torch.tensor(2.0).double().log()
+            torch.testing.assert_close(total.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+            found = torch.autograd.grad(total.sum(), leaves)
+            for one, other in zip(found, torch.autograd.grad(exact.sum(), leaves), strict=True):
+                tolerance = 2e-6 * gap if dtype == torch.float32 else 1e-11
+                torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("count", [50, 300, 3000])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("spread", [0.0, 1.0])
