@@ -63,7 +63,6 @@ enum class ContractionRole : int32_t {
 struct ContractionInput {
   int32_t message;
   ContractionRole role;
-  bool whole;  // all dims of its role, so that the tables below are trivial
   // The slice for a slice of the output, the element for an element of the output, and what is added for
   // each term (to the element; where plates are reduced, to the slice).
   const int32_t* slice_at;
@@ -126,7 +125,6 @@ struct ContractionPhase {
   const ContractionFactor* factor;
   int32_t results;
   const ContractionResult* result;
-  int32_t shared_count;
   const ContractionShared* shared;
   // Shared factors: entries as the first arithmetic takes them (float or double), their log-scale per
   // slice, and the exponent of each one's smallest entry.

@@ -47,7 +47,6 @@ class CompiledPlan {
   const std::vector<CompiledComponent>& components() const { return components_; }
   // The dims of an operand, as those of the first factor that it is.
   const std::vector<int32_t>& operand_dims(int32_t operand) const { return program_.factors[first_use_[operand]]; }
-  int32_t first_use(int32_t operand) const { return first_use_[operand]; }
   std::shared_ptr<const CompiledViews> views(OperandLayouts layouts, bool with_gradients) const;
 
  private:

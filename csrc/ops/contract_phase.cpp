@@ -9,27 +9,8 @@ namespace sumprod {
 
 namespace {
 
-bool holds(const std::vector<int32_t>& list, int32_t value) {
-  return std::find(list.begin(), list.end(), value) != list.end();
-}
-
 bool share_any(const std::vector<int32_t>& a, const std::vector<int32_t>& b) {
   return std::any_of(a.begin(), a.end(), [&](int32_t value) { return holds(b, value); });
-}
-
-// For each position in dims of given sizes, in row-major order, its distance given strides.
-template <class T>
-std::vector<T> distances(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
-  std::vector<T> out{0};
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    std::vector<T> longer;
-    longer.reserve(out.size() * static_cast<size_t>(sizes[d]));
-    for (const T base : out) {
-      for (int64_t i = 0; i < sizes[d]; ++i) longer.push_back(base + static_cast<T>(i * strides[d]));
-    }
-    out = std::move(longer);
-  }
-  return out;
 }
 
 }  // namespace
@@ -97,7 +78,8 @@ void PhaseProgram::add_step(int32_t number) {
   for (int32_t i = 0; i < step.inputs; ++i) {
     if (inputs[i].role != ContractionRole::both) continue;
     ++both;
-    if (inputs[i].whole) step.matrix = i;
+    // All dims of the step, so that its entries lie in the order of terms and elements.
+    if (program_.order[plan.inputs[i]].size() == plan.variables.size() + program_.order[output].size()) step.matrix = i;
   }
   if (both != 1) step.matrix = -1;
   steps_.push_back(step);
@@ -114,7 +96,6 @@ ContractionInput PhaseProgram::input_of(const PlanStep& step, int32_t output, in
                : has_terms               ? ContractionRole::terms
                : has_elements            ? ContractionRole::elements
                                          : ContractionRole::neither;
-  input.whole = order.size() == terms.size() + program_.order[output].size();
   input.slice_at = table(slices_of(step.dims), slices);
   input.element_at = table(program_.order[output], order);
   input.term_at = step.plates.empty() ? table(terms, order) : table(slices_of(step.plates), slices);

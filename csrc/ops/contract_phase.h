@@ -23,6 +23,21 @@ class Lists {
   std::set<std::vector<T>> known_;
 };
 
+// For each position in dims of given sizes, in row-major order, its distance given strides.
+template <class T>
+std::vector<T> distances(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  std::vector<T> out{0};
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    std::vector<T> longer;
+    longer.reserve(out.size() * static_cast<size_t>(sizes[d]));
+    for (const T base : out) {
+      for (int64_t i = 0; i < sizes[d]; ++i) longer.push_back(base + static_cast<T>(i * strides[d]));
+    }
+    out = std::move(longer);
+  }
+  return out;
+}
+
 // The steps of one connected component that have the lane plate, or those that have not.
 class PhaseProgram {
  public:

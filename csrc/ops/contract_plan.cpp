@@ -48,10 +48,6 @@ class Reader {
   const char *at_, *end_;
 };
 
-bool holds(const std::vector<int32_t>& list, int32_t value) {
-  return std::find(list.begin(), list.end(), value) != list.end();
-}
-
 }  // namespace
 
 PlanProgram::PlanProgram(const std::string& encoded) {

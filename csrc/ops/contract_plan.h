@@ -9,11 +9,16 @@
 // operand: one tensor in several places.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 namespace sumprod {
+
+inline bool holds(const std::vector<int32_t>& list, int32_t value) {
+  return std::find(list.begin(), list.end(), value) != list.end();
+}
 
 struct PlanStep {
   std::vector<int32_t> inputs;

@@ -41,7 +41,6 @@ BoundPhase::BoundPhase(const PhaseProgram& program, const PhaseViews& views, con
   }
   phase_.shape = program.shape;
   phase_.factor = factors_.data();
-  phase_.shared_count = static_cast<int32_t>(views.shared.size());
   phase_.shared = views.shared.data();
   phase_.is_float = !is_double;
   if (program.result_message() >= 0) {
@@ -89,15 +88,12 @@ ContractionChoice BoundPhase::choice_of(const VariableValues& values, int32_t di
   choice.size = plan.sizes[dim];
   choice.stride = stride_in(elements, dim);
   choice.lane_stride = stride_in(values.plates, program_.lane());
-  std::vector<int64_t> at{0};
+  std::vector<int64_t> sizes, strides;
   for (int32_t plate : slices) {
-    std::vector<int64_t> longer;
-    for (int64_t base : at) {
-      for (int64_t i = 0; i < plan.sizes[plate]; ++i) longer.push_back(base + i * stride_in(values.plates, plate));
-    }
-    at = std::move(longer);
+    sizes.push_back(plan.sizes[plate]);
+    strides.push_back(stride_in(values.plates, plate));
   }
-  choice.slice = lists_.keep(std::move(at));
+  choice.slice = lists_.keep(distances<int64_t>(sizes, strides));
   return choice;
 }
 

@@ -94,16 +94,11 @@ def _weight(factors: Sequence[Factor], cost: Term) -> tuple[Names, Tensor] | Non
             total = total + align(factor.log_prob, factor.dims, names)
         return names, total
     # All factors in all plates: each slice is then summed by itself.
-    sizes = {
-        name: size
-        for factor in relevant
-        for name, size in zip(factor.dims, factor.log_prob.shape, strict=True)
-    }
     common = tuple(name for name in names if name in plates)
     tensors, dims = [], []
     for factor in relevant:
         order = common + tuple(name for name in factor.dims if name not in plates)
-        tensors.append(align(factor.log_prob, factor.dims, order).expand([sizes[name] for name in order]))
+        tensors.append(align(factor.log_prob, factor.dims, order))
         dims.append(order)
     kept = [name for name in names if name in cost.dims or name in plates]
     results = contract(tensors, dims, plates=common, kept=kept)

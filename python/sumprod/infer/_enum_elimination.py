@@ -145,10 +145,6 @@ def eliminate(graph: FactorGraph, guide_trace: Trace) -> list[Term]:
 def _eliminate_beside(part: Contraction, graph: FactorGraph) -> Term:
     """One component, where each assignment of the guide's variables is a slice of its own."""
     terms = [graph.terms[i] for i in part.members]
-    sizes = {name: size for term in terms for name, size in zip(term.dims, graph.shape(term), strict=True)}
-    tensors = [
-        align(term.tensor, term.dims, order).expand([sizes[name] for name in order])
-        for term, order in zip(terms, part.dims, strict=True)
-    ]
+    tensors = [align(term.tensor, term.dims, order) for term, order in zip(terms, part.dims, strict=True)]
     [(found, total)] = graph.contract(tensors, part.dims, part.plates, keep_common_plates=True)
     return Term(part.common, found, total, part.reach)
