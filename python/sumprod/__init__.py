@@ -51,6 +51,7 @@ from sumprod.primitives import (
     sample,
     subsample,
     validation_enabled,
+    vectorized_markov,
 )
 
 if TYPE_CHECKING:
@@ -114,4 +115,5 @@ __all__ = [
     "subsample",
     "util",
     "validation_enabled",
+    "vectorized_markov",
 ]

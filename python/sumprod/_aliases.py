@@ -52,8 +52,8 @@ OUT_OF_SCOPE: dict[str, str] = {
     "sumprod.contrib.easyguide": "write the guide as a function, or use sumprod.infer.autoguide",
     "sumprod.contrib.examples": "it loads the data of Pyro's examples; load data with the library you prefer",
     "sumprod.contrib.funsor": (
-        "enumeration needs no funsor here; instead of `vectorized_markov` write the loop "
-        "`for t in sumprod.markov(range(T), name='time')`"
+        "enumeration needs no funsor here; `vectorized_markov` is sumprod.vectorized_markov, under"
+        " TraceEnum_ELBO and infer_discrete"
     ),
     "sumprod.contrib.minipyro": "read sumprod.primitives, sumprod.runtime and sumprod.handlers instead",
     **{

@@ -20,6 +20,7 @@ from sumprod.handlers.do import do
 from sumprod.handlers.lift import lift
 from sumprod.handlers.markov import markov
 from sumprod.handlers.plate import PlateMessenger as plate
+from sumprod.handlers.vectorized_markov import vectorized_markov
 from sumprod.params.param_store import (
     PARAM_STORE,
     clear_param_store,
@@ -49,6 +50,7 @@ __all__ = [
     "set_rng_seed",
     "subsample",
     "validation_enabled",
+    "vectorized_markov",
 ]
 
 

@@ -26,6 +26,7 @@ from sumprod.handlers.trace import TraceHandler, TraceMessenger, trace
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.uncondition import UnconditionMessenger, uncondition
 from sumprod.handlers.util import enable_validation, is_validation_enabled, validation_enabled
+from sumprod.handlers.vectorized_markov import VectorizedMarkovMessenger, vectorized_markov
 from sumprod.runtime import NonlocalExit, am_i_wrapped, apply_stack, get_mask, get_plates
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "TraceHandler",
     "TraceMessenger",
     "UnconditionMessenger",
+    "VectorizedMarkovMessenger",
     "am_i_wrapped",
     "apply_stack",
     "block",
@@ -78,4 +80,5 @@ __all__ = [
     "uncondition",
     "unwrap",
     "validation_enabled",
+    "vectorized_markov",
 ]

@@ -77,6 +77,7 @@ class EnumMessenger(Messenger):
             first_available_dim = int(first_available_dim)
         self.first_available_dim = first_available_dim
         self._replayed: Container[str] = ()  # sites that get their values from elsewhere
+        self._vectorizes = True  # whether the steps of vectorized_markov may run at once
         self._checked = False  # whether calls look for dependences on variables out of sight
         self._check: ScopeCheck | None = None
         self._spread: int | None = None  # number of the run, if its dims are spread
@@ -146,11 +147,16 @@ class EnumMessenger(Messenger):
 
     # ---- messages
 
+    def _chain_mode(self, chain: Any) -> str | None:
+        """How a `vectorized_markov` loop is to run."""
+        return "enumerated" if self._vectorizes else None
+
     def _pyro_sample(self, msg: Any) -> None:
-        fn, name = msg["fn"], msg["name"]
+        fn, name, infer = msg["fn"], msg["name"], msg["infer"]
+        if "_auxiliary" in infer:
+            msg["stop"] = True  # its variable is all that is wanted of it
         if not isinstance(fn, TorchDistributionMixin):
             return
-        infer = msg["infer"]
         iteration = _iteration(msg)
         upstream = self._visible_dims(msg, iteration)
         self._upstream[name] = upstream, iteration, infer.get("_markov_depth", 0)

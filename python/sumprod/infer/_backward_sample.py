@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from sumprod.handlers.messenger import Messenger
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import site_is_subsample
+from sumprod.handlers.vectorized_markov import MarkovChain
+from sumprod.infer._enum_chain import chain_of
 from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._enum_sites import site_term
 from sumprod.infer._nesting import deepest_plate
@@ -21,6 +23,7 @@ __all__ = [
     "SitePosterior",
     "SubsampleRecorder",
     "check_guide_is_not_enumerated",
+    "give_auxiliary",
     "settled_sites",
 ]
 
@@ -30,11 +33,21 @@ class SitePosterior:
 
     Attributes:
         sites: name -> enumerated site, in the order of the program.
+        auxiliary: the same of the auxiliary steps of chains whose steps ran at once.
     """
 
     def __init__(self, graph: FactorGraph, sites: Mapping[str, Any]) -> None:
         self._graph = graph
         self.sites = sites
+        chains = {id(chain): chain for chain in map(chain_of, sites.values()) if chain is not None}
+        self.auxiliary = {
+            site["name"]: site for chain in chains.values() for step in chain.previous for site in step
+        }
+        self._chains = {chain.key for chain in chains.values()}
+
+    def chain_mode(self, chain: MarkovChain) -> Literal["known"] | None:
+        """How a loop is to run again: at once, if it did in the run that the posterior is of."""
+        return "known" if chain.key in self._chains else None
 
     @classmethod
     def of_trace(cls, graph: FactorGraph, trace: Trace, known: Container[str] = ()) -> SitePosterior:
@@ -56,7 +69,8 @@ class SitePosterior:
         """
         values = self._graph.draw(maximise) if self._graph.terms else {}
         return {
-            name: values[name] if name in values else _only_value(site) for name, site in self.sites.items()
+            name: values[name] if name in values else _only_value(site)
+            for name, site in (*self.sites.items(), *self.auxiliary.items())
         }
 
     def given(self, values: Mapping[str, Any]) -> SitePosterior:
@@ -64,7 +78,7 @@ class SitePosterior:
         old = self._graph
         graph = FactorGraph()
         graph.sites, graph.terms = list(old.sites), list(old.terms)
-        graph.variables, graph.plates = old.variables, dict(old.plates)
+        graph.variables, graph.plates, graph.chains = old.variables, dict(old.plates), old.chains
         for name, value in values.items():
             term = site_term(self.sites[name], _indicator(self.sites[name], value))
             if graph.concerns(term):
@@ -102,6 +116,15 @@ def check_guide_is_not_enumerated(guide_trace: Trace, what: str) -> None:
 
 
 # ---- what is left of the first run
+
+
+def give_auxiliary(msg: Any, values: Mapping[str, Tensor]) -> None:
+    """A site of an auxiliary step of a chain gets its value, and stays hidden."""
+    value = values.get(msg["name"])
+    if value is not None:
+        msg["value"] = value
+        msg["done"] = True
+    msg["stop"] = True
 
 
 class SubsampleRecorder(Messenger):
@@ -235,8 +258,13 @@ class BackwardSampleMessenger(Messenger):
             )
         return result
 
+    def _chain_mode(self, chain: MarkovChain) -> Literal["known"] | None:
+        return self._posterior.chain_mode(chain)
+
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
+        if "_auxiliary" in msg["infer"]:
+            give_auxiliary(msg, self._values)
         if name not in self._posterior.sites:
             return
         if name in self._visited:

@@ -80,6 +80,7 @@ def contractions(graph: FactorGraph, guide_trace: Trace) -> list[Contraction]:
     Raises:
         ValueError: a variable of the model is outside of a plate that one of the guide is in.
     """
+    assert not graph.chains, "chains are summed out or written out before"
     terms = graph.terms
     sites = [
         site for site in guide_trace.nodes.values() if site["type"] == "sample" and not site["is_observed"]
@@ -132,6 +133,7 @@ def _too_global(owner: Any, common: frozenset[Hashable], names: list[str]) -> Va
 
 def eliminate(graph: FactorGraph, guide_trace: Trace) -> list[Term]:
     """What is left of the factors when the model's variables are summed out, component by component."""
+    graph = graph.without_chains()
     parts = contractions(graph, guide_trace)
     if parts[0].reach is None:
         # In one call: what is left has no dims but plates.

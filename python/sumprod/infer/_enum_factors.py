@@ -12,7 +12,10 @@ from torch import Tensor
 from sumprod.distributions._support import is_whole_support
 from sumprod.errors import MemoryBudgetError, SupportError
 from sumprod.handlers.trace_struct import Trace
+from sumprod.handlers.vectorized_markov import MarkovChain
+from sumprod.infer._enum_chain import chain_of, gathered, unroll
 from sumprod.infer._enum_groups import site_terms
+from sumprod.infer._enum_hmm import HiddenMarkov, hidden_markov
 from sumprod.infer._enum_requirements import warn_of_dependency
 from sumprod.infer._enum_sites import Names, Term, align, variable_of
 from sumprod.ops._plan import NotTreeStructured, name_dims
@@ -32,6 +35,9 @@ class FactorGraph:
             sites whose densities are known to be equal.
         variables: id -> site that enumerates it.
         plates: name -> size of all plates.
+        chains: loops whose steps ran at once; their sites have one term for many steps.
+        steps: variable of many steps -> its chain, and the variable of each step, of chains that have been
+            written out.
     """
 
     def __init__(self) -> None:
@@ -39,6 +45,8 @@ class FactorGraph:
         self.terms: list[Term] = []
         self.variables: dict[int, Any] = {}
         self.plates: dict[Hashable, int] = {}
+        self.chains: list[MarkovChain] = []
+        self.steps: dict[int, tuple[MarkovChain, list[int]]] = {}
 
     @classmethod
     def of_trace(cls, trace: Trace, max_plate_nesting: float, known: Container[str] = ()) -> FactorGraph:
@@ -59,6 +67,12 @@ class FactorGraph:
         variable = variable_of(site)
         if variable is not None:
             self.variables[variable] = site
+            chain = chain_of(site)
+            if chain is not None and chain not in self.chains:
+                self.chains.append(chain)
+                for sites in chain.previous:
+                    for one in sites:
+                        self.declare(one)
 
     def concerns(self, term: Term) -> bool:
         """Whether a log-density depends on any variable."""
@@ -66,13 +80,16 @@ class FactorGraph:
 
     def add(self, site: Any, term: Term) -> None:
         """Add a site that depends on a variable."""
+        self._insert(site, term)
+        if state.validate_infer:
+            self._check_plates(site, term)
+
+    def _insert(self, site: Any, term: Term) -> None:
         self.sites.append(site)
         self.terms.append(term)
         for frame in site["cond_indep_stack"]:
             if frame.name in term.ordinal:
                 self.plates[frame.name] = frame.size
-        if state.validate_infer:
-            self._check_plates(site, term)
 
     def _check_plates(self, site: Any, term: Term) -> None:
         for name in term.dims:
@@ -85,12 +102,48 @@ class FactorGraph:
         """The shape of a term's tensor, expanded to its plates."""
         return [self.plates.get(name, size) for name, size in zip(term.dims, term.tensor.shape, strict=True)]
 
+    # ---- chains
+
+    def without_chains(self) -> FactorGraph:
+        """The graph with each chain summed out by a native operator, or else written out step by step."""
+        graph = self
+        for chain in self.chains:
+            model = hidden_markov(graph, chain)
+            if isinstance(model, str):
+                graph = graph._written_out([chain])
+            else:
+                graph = graph._without(model)
+                graph._insert(chain.current[0], model.total())
+        return graph
+
+    def _written_out(self, chains: Sequence[MarkovChain]) -> FactorGraph:
+        """The graph with chains written out, which knows how to gather their values."""
+        unrolled = unroll(self.sites, self.terms, self.variables, chains)
+        graph = FactorGraph()
+        graph.variables = unrolled.variables
+        graph.chains = [chain for chain in self.chains if chain not in chains]
+        graph.steps = {**self.steps, **unrolled.steps}
+        for site, term in zip(unrolled.sites, unrolled.terms, strict=True):
+            graph._insert(site, term)
+        return graph
+
+    def _without(self, model: HiddenMarkov) -> FactorGraph:
+        """The graph without a chain's terms."""
+        graph = FactorGraph()
+        graph.variables, graph.steps = self.variables, self.steps
+        graph.chains = [chain for chain in self.chains if chain is not model.chain]
+        for i, (site, term) in enumerate(zip(self.sites, self.terms, strict=True)):
+            if i not in model.members:
+                graph._insert(site, term)
+        return graph
+
     # ---- what the engine answers
 
     def totals(self, keep_common_plates: bool = False) -> list[tuple[tuple[Hashable, ...], Tensor]]:
         """Per connected component: dims, and log of the sum over all assignments."""
-        tensors, dims = [term.tensor for term in self.terms], [term.dims for term in self.terms]
-        return self.contract(tensors, dims, self.plates, keep_common_plates)
+        graph = self.without_chains()
+        tensors, dims = [term.tensor for term in graph.terms], [term.dims for term in graph.terms]
+        return graph.contract(tensors, dims, graph.plates, keep_common_plates)
 
     def contract(
         self,
@@ -121,22 +174,43 @@ class FactorGraph:
             SupportError: the evidence is impossible (when validating).
         """
         with torch.no_grad():
-            with self._named_refusals():
-                totals, found = draw(
-                    [term.tensor for term in self.terms],
-                    [term.dims for term in self.terms],
-                    self.plates,
-                    maximise=maximise,
-                    sizes=self.plates,
-                )
-            impossible = [bool((total == -torch.inf).any()) for _, total in totals]
-            if any(impossible) and state.validate_infer:
-                raise self.blame()
-            possible = self._possible() if any(impossible) else {}
-            for variable, (dims, mask) in possible.items():
-                plates, index = found[variable]
-                found[variable] = plates, torch.where(align(mask, dims, plates), index, 0)
+            found = self._indices(maximise)
             return {site["name"]: _value_at(site, found) for site in self.variables.values()}
+
+    def _indices(self, maximise: bool) -> dict[Hashable, tuple[Names, Tensor]]:
+        """For each variable its plates, and a position in its support for each slice of them."""
+        graph = self
+        known: dict[Hashable, tuple[Names, Tensor]] = {}
+        for chain in self.chains:
+            model = hidden_markov(graph, chain)
+            if isinstance(model, HiddenMarkov) and model.is_whole:
+                drawn = model.draw(maximise, [(name, self.plates[name]) for name in model.plates])
+                if drawn is not None:
+                    graph = graph._without(model)
+                    known.update(drawn)
+                    continue
+            graph = graph._written_out([chain])
+        if graph.terms:
+            known.update(graph._contracted_indices(maximise))
+        return gathered(known, graph.steps)
+
+    def _contracted_indices(self, maximise: bool) -> dict[Hashable, tuple[Names, Tensor]]:
+        with self._named_refusals():
+            totals, found = draw(
+                [term.tensor for term in self.terms],
+                [term.dims for term in self.terms],
+                self.plates,
+                maximise=maximise,
+                sizes=self.plates,
+            )
+        impossible = [bool((total == -torch.inf).any()) for _, total in totals]
+        if any(impossible) and state.validate_infer:
+            raise self.blame()
+        possible = self._possible() if any(impossible) else {}
+        for variable, (dims, mask) in possible.items():
+            plates, index = found[variable]
+            found[variable] = plates, torch.where(align(mask, dims, plates), index, 0)
+        return found
 
     def _possible(self) -> dict[int, tuple[tuple[Hashable, ...], Tensor]]:
         """For each variable, where the evidence around it is possible."""
@@ -165,6 +239,8 @@ class FactorGraph:
 
     def blame(self) -> SupportError:
         """The error for evidence that no assignment explains: the first site that makes it impossible."""
+        if self.chains:
+            return self._written_out(self.chains).blame()
         for members in self.components():
             if not self._part(members)._is_possible():
                 break

@@ -12,7 +12,7 @@ from torch import Tensor
 from sumprod.distributions import Bernoulli, Categorical, FiniteSupport, OneHotCategorical
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._enum_factors import FactorGraph
-from sumprod.infer._enum_sites import align, unmasked, variable_of
+from sumprod.infer._enum_sites import Term, align, unmasked, variable_of
 from sumprod.settings import state
 
 __all__ = ["site_marginals"]
@@ -21,8 +21,8 @@ __all__ = ["site_marginals"]
 def site_marginals(graph: FactorGraph, trace: Trace, known: Container[str]) -> OrderedDict[str, Any]:
     """name -> posterior marginal of each enumerated site of a trace that is not `known`, in its order.
 
-    The gradient of the log total with respect to a site's log-factor is the posterior probability of each
-    of its entries.
+    The gradient of the log total with respect to a log-factor of zeros over a site's values is the posterior
+    probability of each.
 
     Raises:
         SupportError: no assignment of the variables is possible (when validating).
@@ -42,33 +42,32 @@ def _factor_marginals(graph: FactorGraph) -> dict[str, tuple[tuple[Any, ...], Te
     if not graph.terms:
         return {}
     differentiable = torch.is_grad_enabled() and any(term.tensor.requires_grad for term in graph.terms)
+    if not differentiable:
+        graph.terms = [term._replace(tensor=term.tensor.detach()) for term in graph.terms]
+    owners = [site for site in graph.variables.values() if "_auxiliary" not in site["infer"]]
     with torch.enable_grad():
-        # A tensor of its own for each term, with a gradient for each slice of its plates.
-        leaves = [
-            term.tensor.expand(graph.shape(term))
-            if differentiable and term.tensor.requires_grad
-            else term.tensor.detach().expand(graph.shape(term)).requires_grad_()
-            for term in graph.terms
-        ]
-        graph.terms = [term._replace(tensor=leaf) for term, leaf in zip(graph.terms, leaves, strict=True)]
+        units = [_unit(site, graph.terms[0].tensor) for site in owners]
+        for site, unit in zip(owners, units, strict=True):
+            graph.add(site, unit)
         totals = [total for _, total in graph.totals()]
         if state.validate_infer and any(bool((total == -torch.inf).any()) for total in totals):
             raise graph.blame()
         gradients = torch.autograd.grad(
-            [total.sum() for total in totals], leaves, create_graph=differentiable
+            [total.sum() for total in totals], [unit.tensor for unit in units], create_graph=differentiable
         )
-    owners = {site["name"] for site in graph.variables.values()}
-    found = {}
-    for site, term, gradient in zip(graph.sites, graph.terms, gradients, strict=True):
-        variable = variable_of(site) if site["name"] in owners else None
-        if variable is None:
-            continue
-        plates = tuple(name for name in term.dims if name in graph.plates)
-        others = [i for i, name in enumerate(term.dims) if name != variable and name not in plates]
-        dims = tuple(name for name in term.dims if name == variable or name in plates)
-        joint = gradient.sum(others) if others else gradient
-        found[site["name"]] = plates, align(joint, dims, (*plates, variable))
-    return found
+    return {
+        site["name"]: (unit.dims[:-1], gradient)
+        for site, unit, gradient in zip(owners, units, gradients, strict=True)
+    }
+
+
+def _unit(site: Any, like: Tensor) -> Term:
+    """A factor of one over the values of an enumerated site, in all slices of its plates."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.dim is not None]
+    sizes = {frame.name: frame.size for frame in frames if frame.size > 1}
+    dim = site["infer"]["_enumerate_dim"] - len(site["fn"]._event_shape)
+    zeros = like.new_zeros([*sizes.values(), site["value"].shape[dim]]).requires_grad_()
+    return Term(frozenset(frame.name for frame in frames), (*sizes, variable_of(site)), zeros)
 
 
 def _certainty(site: Any) -> tuple[tuple[Any, ...], Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 from sumprod._random import preserve_rng_state
 from sumprod.handlers import block, replay, trace
 from sumprod.handlers.util import prune_subsample_sites
+from sumprod.handlers.vectorized_markov import TrialOfChains
 from sumprod.infer._checks import check_site_shape
 from sumprod.settings import state
 
@@ -45,7 +46,8 @@ def try_nesting(
     """
     with preserve_rng_state(), block():
         guide_trace = trace(guide).get_trace(*args, **kwargs)
-        model_trace = trace(replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        replayed = replay(TrialOfChains()(model), trace=guide_trace)
+        model_trace = trace(replayed).get_trace(*args, **kwargs)
     traces = [prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)]
     if state.validate_infer:
         for one in traces:

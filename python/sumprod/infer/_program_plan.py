@@ -197,6 +197,7 @@ def plan_of_graph(graph: FactorGraph, guide_trace: Trace, names: Mapping[Hashabl
     components: list[Component] = []
     plans = []
     try:
+        graph = graph.without_chains()
         for part in contractions(graph, guide_trace) if graph.terms else ():
             plan = _plan_of(part, graph)
             plans.append(plan)

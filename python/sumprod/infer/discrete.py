@@ -14,11 +14,13 @@ from sumprod.handlers import EnumMessenger, block, replay, trace
 from sumprod.handlers.messenger import Messenger
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import prune_subsample_sites
+from sumprod.handlers.vectorized_markov import TrialOfChains
 from sumprod.infer._backward_sample import (
     BackwardSampleMessenger,
     SitePosterior,
     SubsampleRecorder,
     check_guide_is_not_enumerated,
+    give_auxiliary,
     settled_sites,
 )
 from sumprod.infer._calling import either_convention
@@ -122,7 +124,7 @@ def infer_discrete(
                 stacklevel=2,
             )
         indices = {name: site["value"] for name, site in recorder.sites.items()}
-        with _Fixed({**indices, **posterior.draw(maximise=temperature == 0)}):
+        with _Fixed({**indices, **posterior.draw(maximise=temperature == 0)}, posterior):
             return fn(*args, **kwargs)
 
     return inferred
@@ -130,7 +132,7 @@ def infer_discrete(
 
 def _depth(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     with preserve_rng_state(), block():
-        return deepest_plate([prune_subsample_sites(trace(fn).get_trace(*args, **kwargs))])
+        return deepest_plate([prune_subsample_sites(trace(TrialOfChains()(fn)).get_trace(*args, **kwargs))])
 
 
 class _Fixed(Messenger):
@@ -138,11 +140,15 @@ class _Fixed(Messenger):
 
     _reads_scope = False
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], posterior: SitePosterior) -> None:
         super().__init__()
         self.values = values
+        self._chain_mode = posterior.chain_mode
 
     def _pyro_sample(self, msg: Any) -> None:
+        if "_auxiliary" in msg["infer"]:
+            give_auxiliary(msg, self.values)
+            return
         value = self.values.get(msg["name"])
         if value is not None and not msg["is_observed"]:
             msg["value"] = value

@@ -137,6 +137,7 @@ class TraceEnum_ELBO(ELBO):
             guide = self._vectorized_num_particles(guide)
         partial: LifoQueue[Trace] = LifoQueue()
         enumerated = EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))
+        enumerated._vectorizes = False  # a guide's sites get their names step by step
         enumerated._checked = self._check_scopes and state.validate_infer
         guide = queue(
             enumerated(guide),
