@@ -20,6 +20,7 @@ from sumprod.handlers.do import do
 from sumprod.handlers.lift import lift
 from sumprod.handlers.markov import markov
 from sumprod.handlers.plate import PlateMessenger as plate
+from sumprod.handlers.scan import scan
 from sumprod.handlers.vectorized_markov import vectorized_markov
 from sumprod.params.param_store import (
     PARAM_STORE,
@@ -47,6 +48,7 @@ __all__ = [
     "plate_stack",
     "random_module",
     "sample",
+    "scan",
     "set_rng_seed",
     "subsample",
     "validation_enabled",

@@ -20,6 +20,7 @@ from sumprod.handlers.plate import PlateMessenger
 from sumprod.handlers.queue import queue
 from sumprod.handlers.replay import ReplayMessenger, replay
 from sumprod.handlers.scale import ScaleMessenger, scale
+from sumprod.handlers.scan import scan
 from sumprod.handlers.seed import SeedMessenger, seed
 from sumprod.handlers.substitute import SubstituteMessenger, substitute
 from sumprod.handlers.trace import TraceHandler, TraceMessenger, trace
@@ -74,6 +75,7 @@ __all__ = [
     "queue",
     "replay",
     "scale",
+    "scan",
     "seed",
     "substitute",
     "trace",

@@ -54,6 +54,7 @@ class MarkovChain:
         first: the latent sites of each of the first steps, in order.
         previous: the same of each auxiliary step: `previous[k]` has the states of `history - k` steps before.
         current: the same of all other steps.
+        mode: how the handlers around wanted it to run.
         reason: why the steps ran one by one; None when they ran at once.
     """
 
@@ -62,6 +63,7 @@ class MarkovChain:
         self.first: list[list[Any]] = []
         self.previous: list[list[Any]] = []
         self.current: list[Any] = []
+        self.mode: Mode | None = None
         self.reason: str | None = None
 
     @property
@@ -96,9 +98,9 @@ class VectorizedMarkovMessenger(MarkovMessenger):
                 f"Expected dim < 0 to index from the right, actual {dim} at vectorized_markov '{name}'"
             )
         self.size, self.dim, self.device = size, dim, device
-        self._chain: MarkovChain | None = None
+        self.chain = MarkovChain(name, size, dim, self.history)  # of the running loop
+        self.is_auxiliary = False  # whether a trace shows nothing of the running step
         self._sites: list[Any] = []  # latent sites of the running step
-        self._auxiliary = False
         self._plate: PlateMessenger | None = None  # around the steps that run at once
         # A loop left by `break` closes when its generator dies, which may be after the program's end.
         self._may_stay_open = True
@@ -112,10 +114,11 @@ class VectorizedMarkovMessenger(MarkovMessenger):
             steps.close()
 
     def _steps(self) -> Generator[Any, None, None]:
-        chain = self._chain = MarkovChain(str(self.name), self.size, self.dim, self.history)
-        self._auxiliary = False
+        chain = self.chain = MarkovChain(self.chain.name, self.size, self.dim, self.history)
+        self.is_auxiliary = False
         for t in range(min(self.history, self.size)):
             yield self._begin(chain.first, t)
+        chain.mode = _wanted_mode(chain)
         if chain.size <= chain.history:
             chain.reason = f"it has no more than history={chain.history} steps"
             return
@@ -130,10 +133,10 @@ class VectorizedMarkovMessenger(MarkovMessenger):
         self._plate = plate
         with plate:
             chain.dim = plate.dim
-            self._auxiliary = True
+            self.is_auxiliary = True
             for k in range(chain.history):
                 yield self._begin(chain.previous, TimeIndex.of(k, k + chain.steps, self.device))
-            self._auxiliary = False
+            self.is_auxiliary = False
             self._sites = chain.current
             yield TimeIndex.of(chain.history, chain.size, self.device)
             _check_alike(chain)
@@ -159,8 +162,8 @@ class VectorizedMarkovMessenger(MarkovMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not isinstance(msg["fn"], SubsampleIndices):
-            msg["infer"]["_chain"] = self._chain
-            if self._auxiliary:
+            msg["infer"]["_chain"] = self.chain
+            if self.is_auxiliary:
                 msg["infer"]["_auxiliary"] = True
             if not msg["is_observed"]:
                 self._sites.append(msg)
@@ -183,18 +186,25 @@ class TrialOfChains(Messenger):
             msg["stop"] = True
 
 
-def _why_one_by_one(chain: MarkovChain) -> str | None:
-    """Why the other steps cannot run at once, as far as the first ones show; None when they can."""
-    mode: Mode | None = None
+def _wanted_mode(chain: MarkovChain) -> Mode | None:
+    """What the innermost handler that cares about chains says."""
     for handler in reversed(handler_stack()):
         ask = getattr(handler, "_chain_mode", None)
         if ask is not None:
-            mode = ask(chain)
-            break
+            mode: Mode | None = ask(chain)
+            return mode
+    return None
+
+
+def _why_one_by_one(chain: MarkovChain) -> str | None:
+    """Why the other steps cannot run at once, as far as the first ones show; None when they can."""
+    mode = chain.mode
     if mode is None:
         return "nothing enumerates its states here"
     if mode == "known":
         return None
+    if any(isinstance(one, VectorizedMarkovMessenger) and one._plate is not None for one in handler_stack()):
+        return "it is inside a loop whose steps run at once"
     for t, sites in enumerate(chain.first):
         for site in sites:
             infer = site["infer"]
@@ -262,8 +272,8 @@ def vectorized_markov(
 
     Raises:
         TypeError: size is not an int.
-        ValueError: size is not positive, dim is not negative, history is negative; (in the loop) dim is taken;
-            the steps have different latent sites.
+        ValueError: size is not positive, dim is not negative, history is negative; (in the loop) dim is
+            taken; the steps have different latent sites.
         NotImplementedError: fn was given.
 
     References:
