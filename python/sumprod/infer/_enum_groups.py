@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sumprod.distributions import Categorical, Independent
+from sumprod.distributions import Categorical, Independent, Multinomial
 from sumprod.distributions._checks import eager, satisfied
-from sumprod.distributions._family import NO_DIMS
 from sumprod.distributions._masking import filled
 from sumprod.distributions._support import is_whole_support
 from sumprod.distributions.util import broadcast_shape, scale_and_mask
@@ -29,8 +28,8 @@ from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._checks import check_density_shape
 from sumprod.infer._enum_sites import Term, site_density, site_term, unmasked
 from sumprod.infer._repeated import all_alike
-from sumprod.infer._stacked_family import before_expansion, parameter_names, with_parameters
-from sumprod.infer._sufficient import has_statistics, summed_log_prob
+from sumprod.infer._stacked_family import before_expansion, own_dims, parameters_of, with_parameters
+from sumprod.infer._sufficient import gains_without_sum, has_statistics, summed_log_prob
 from sumprod.settings import state
 
 __all__ = ["site_terms"]
@@ -62,6 +61,7 @@ class _Layout(NamedTuple):
     product: bool  # data and parameters share no dim of the term
     shape: tuple[int, ...]  # of the site's density
     entries: int  # of the largest tensor in the computation
+    product_entries: int  # the same, of a computation by matrix products
 
 
 def site_terms(
@@ -116,9 +116,7 @@ def _grouped_terms(
             continue
         if state.validate_infer:
             check_density_shape(members[0].site, layout.shape, max_plate_nesting)
-        count = max(1, _MOST_ENTRIES // layout.entries)
-        for i in range(0, len(members), count):
-            terms.update(_terms(members[i : i + count], layout))
+        terms.update(_in_pieces(members, layout))
     return terms
 
 
@@ -136,10 +134,10 @@ def _member(site: Any) -> _Member | None:
         return None
     elif type(fn) is Independent:
         event, fn = fn.reinterpreted_batch_ndims, fn.base_dist
-    names = parameter_names(fn)
-    if names is None:
+    found = parameters_of(fn)
+    if found is None:
         return None
-    parameters = [before_expansion(fn.__dict__[name]) for name in names]
+    names, parameters = found[0], [before_expansion(parameter) for parameter in found[1]]
     for parameter in parameters:
         if parameter.device != value.device:
             return None
@@ -158,6 +156,7 @@ def _kind(member: _Member, variables: Container[Any], plates: Hashable) -> Hasha
         fn._batch_shape,
         fn._validate_args,
         fn.__dict__.get("_exact_zeros"),
+        fn.total_count if type(fn) is Multinomial else None,
         *[(parameter.shape, parameter.dtype) for parameter in parameters],
         value.shape,
         value.dtype,
@@ -170,11 +169,14 @@ def _kind(member: _Member, variables: Container[Any], plates: Hashable) -> Hasha
 def _layout(member: _Member, variables: Container[Any], occupied: Container[Hashable]) -> _Layout | None:
     """The layout of a site's density; None when it is to be evaluated by itself."""
     site, fn, event, _, parameters, mask = member
-    own = _own_dims(fn)
+    own, events = own_dims(type(fn)), len(fn._event_shape)
+    value_shape = site["value"].shape
+    if value_shape[len(value_shape) - events :] != fn._event_shape:
+        return None
     mask_shape = () if mask is None else (*mask.shape, *[1] * event)
     try:
         of_parameters = broadcast_shape(*[x.shape[: x.dim() - own] for x in parameters])
-        of_data = broadcast_shape(site["value"].shape, mask_shape)
+        of_data = broadcast_shape(value_shape[: len(value_shape) - events], mask_shape)
         shape = broadcast_shape(of_parameters, of_data, fn._batch_shape)
     except ValueError:
         return None  # evaluated by itself, the site raises the error that names it
@@ -184,7 +186,7 @@ def _layout(member: _Member, variables: Container[Any], occupied: Container[Hash
     frames = {frame.dim - event: frame for frame in site["cond_indep_stack"] if frame.dim is not None}
     numbers = site["infer"].get("_dim_to_id", {})
     summed, varying, constant, repeats = list(range(-event, 0)), [], [], 1
-    depends, product = False, has_statistics(type(fn))
+    depends, product = False, site["is_observed"] and has_statistics(type(fn))
     for dim in range(-rank, -event):
         varies = of_parameters[dim] > 1 or of_data[dim] > 1
         if dim in frames:
@@ -205,7 +207,8 @@ def _layout(member: _Member, variables: Container[Any], occupied: Container[Hash
     for dim in summed:
         if of_parameters[dim] == of_data[dim] == 1:
             repeats *= shape[dim]
-    product = product and bool(summed)
+    product = product and (bool(summed) or gains_without_sum(type(fn)))
+    width = prod(fn._event_shape)
     term = [size for dim, size in enumerate(shape, -rank) if dim not in summed]
     return _Layout(
         rank=rank,
@@ -215,19 +218,33 @@ def _layout(member: _Member, variables: Container[Any], occupied: Container[Hash
         constant=tuple(constant),
         product=product,
         shape=shape[: rank - event],
-        entries=max(prod(of_parameters), prod(of_data), prod(term)) if product else prod(shape),
+        entries=prod(shape) * width,
+        product_entries=max(prod(of_parameters) * width, prod(of_data) * width, prod(term)),
     )
 
 
-def _own_dims(fn: Any) -> int:
-    """How many dims a parameter has to the right of the batch dims."""
-    return int(type(fn) is Categorical)
+def _in_pieces(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, Term]]:
+    """Terms of a group, some members at a time where all together would take too much memory."""
+    count = max(1, _MOST_ENTRIES // (layout.product_entries if layout.product else layout.entries))
+    for i in range(0, len(members), count):
+        yield from _terms(members[i : i + count], layout)
 
 
 def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, Term]]:
-    density = _density(members, layout)
-    if density is None:
-        return
+    data = None
+    if members[0].site["infer"].get("_enumerate_dim") is None:
+        data = _stacked_data(members, layout)
+    fn = _stacked_family(members, layout)
+    if layout.product:
+        assert data is not None
+        density = _summed_density(fn, data, layout)
+        if density is None:
+            yield from _in_pieces(members, layout._replace(product=False))
+            return
+    else:
+        density = _density(fn, data, members[0].site["value"], layout)
+        if density is None:
+            return
     if layout.repeats > 1:
         density = density * layout.repeats
     # Names go with dims in this order: along which nothing varies, then the others.
@@ -250,39 +267,60 @@ def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, T
         yield site["name"], Term(ordinal, names, row, reach)
 
 
-def _density(members: Sequence[_Member], layout: _Layout) -> Tensor | None:
-    """[sites, *batch dims], with size 1 along summed dims; None when a value does not suit its family.
-
-    Where all sites have equal densities dim 0 has size 1.
-    """
-    site, first, event, names, *_ = members[0]
+def _stacked_family(members: Sequence[_Member], layout: _Layout) -> Any:
+    """Distributions as one, with parameters (sites or 1, ...) of all batch dims."""
+    first = members[0].fn
+    rank = layout.rank + own_dims(type(first))
     parameters = []
     for of_sites in zip(*(member.parameters for member in members), strict=True):
         distinct = of_sites[:1] if all_alike(of_sites) else of_sites
-        parameters.append(_stacked(distinct, layout.rank + _own_dims(first)))
-    fn = with_parameters(first, names, parameters)
+        parameters.append(_stacked(distinct, rank))
+    return with_parameters(first, members[0].names, parameters)
+
+
+def _stacked_data(members: Sequence[_Member], layout: _Layout) -> tuple[Tensor, Tensor | None]:
+    """Values and masks of sites along a new leftmost dim. Where all are the same, dim 0 has size 1."""
+    first = members[0]
+    value = _stacked(
+        tuple([member.site["value"] for member in members]), layout.rank + len(first.fn._event_shape)
+    )
+    masks = tuple([member.mask for member in members if member.mask is not None])
+    if not masks:
+        return value, None
+    mask = _stacked(masks, layout.rank - first.event)
+    return value, mask.reshape(mask.shape + (1,) * first.event)
+
+
+def _summed_density(fn: Any, data: tuple[Tensor, Tensor | None], layout: _Layout) -> Tensor | None:
+    """[sites, *batch dims], with size 1 along summed dims; None where matrix products will not do."""
+    value, mask = data
+    summed = [dim + layout.rank + 1 for dim in layout.summed]
+    within = mask if mask is not None and any(mask.shape[dim] > 1 for dim in summed) else None
+    log_prob = summed_log_prob(fn, value, within, summed) if mask is None or fn._validate_args else None
+    if log_prob is None and mask is not None:
+        value = filled(value, mask, fn.support, fn._event_shape)
+        log_prob = summed_log_prob(fn, value, within, summed)
+    if log_prob is not None and within is None:
+        log_prob = scale_and_mask(log_prob, mask=mask)
+    return log_prob
+
+
+def _density(
+    fn: Any, data: tuple[Tensor, Tensor | None] | None, support: Tensor, layout: _Layout
+) -> Tensor | None:
+    """[sites, *batch dims], with size 1 along summed dims; None when a value does not suit its family.
+
+    Where all sites have equal densities dim 0 has size 1. Without data it is that of a whole support.
+    """
     log_prob: Tensor
-    if site["infer"].get("_enumerate_dim") is not None:
-        dim = -site["value"].dim()
+    if data is None:
+        dim = -support.dim()
         log_prob = fn.logits.transpose(-1, dim - 1).squeeze(-1)
         return log_prob
-    value = _stacked(tuple([member.site["value"] for member in members]), layout.rank)
-    masks = tuple([member.mask for member in members if member.mask is not None])
-    mask = _stacked(masks, layout.rank - event) if masks else None
-    if mask is not None:
-        mask = mask.reshape(mask.shape + (1,) * event)
-    if not (fn._validate_args and satisfied(fn.support, value)):
-        if mask is not None:
-            value = filled(value, mask, fn.support, NO_DIMS)
-        if fn._validate_args and layout.product and not satisfied(fn.support, value):
-            return None
-    if layout.product:
-        summed = [dim + layout.rank + 1 for dim in layout.summed]
-        if mask is not None and any(mask.shape[dim] > 1 for dim in summed):
-            return summed_log_prob(fn, value, mask, summed)
-        log_prob = scale_and_mask(summed_log_prob(fn, value, None, summed), mask=mask)
-        return log_prob
-    if value.numel() >= _LARGE:
+    value, mask = data
+    if mask is not None and not (fn._validate_args and satisfied(fn.support, value)):
+        value = filled(value, mask, fn.support, fn._event_shape)
+    if value.numel() >= _LARGE and not fn._event_shape:
         value = _summed_outermost(value, layout.summed)
     try:
         log_prob = scale_and_mask(fn.log_prob(value), mask=mask)

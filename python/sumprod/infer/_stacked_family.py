@@ -15,11 +15,26 @@ import torch
 from torch import Tensor
 
 from sumprod import distributions
-from sumprod.distributions import Bernoulli, Categorical
+from sumprod.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Geometric,
+    Multinomial,
+    OneHotCategorical,
+)
 from sumprod.distributions._family import PUBLIC, LeanFamily
 from sumprod.distributions.util import broadcast_shape
 
-__all__ = ["before_expansion", "family_key", "parameter_names", "stack_family", "with_parameters"]
+__all__ = [
+    "before_expansion",
+    "family_key",
+    "own_dims",
+    "parameter_names",
+    "parameters_of",
+    "stack_family",
+    "with_parameters",
+]
 
 # The parameters of a family, all tensors of the batch shape. Of exactly these classes: a subclass may
 # compute something else.
@@ -31,6 +46,9 @@ _PARAMETERS: dict[type, tuple[str, ...]] = {
     and family.__module__ == PUBLIC
     and hasattr(family, "_parameters")
 }
+
+# Families with a `Categorical` of torch inside, which has the parameters.
+_OF_CATEGORICAL = (Multinomial, OneHotCategorical)
 
 _CATEGORICAL_STATE = ("_num_events", "_exact_zeros")
 
@@ -44,6 +62,28 @@ def parameter_names(fn: Any) -> tuple[str, ...] | None:
     if type(fn) is Bernoulli:
         return ("probs",) if fn.__dict__.get("probs") is fn._param else ("logits",)
     return _PARAMETERS.get(type(fn))
+
+
+def own_dims(family: type) -> int:
+    """How many dims a parameter has to the right of the batch dims."""
+    return int(family is Categorical or family in _OF_CATEGORICAL)
+
+
+def parameters_of(fn: Any) -> tuple[tuple[str, ...], list[Tensor]] | None:
+    """Names and parameters for `with_parameters`, of more families than `stack_family` takes."""
+    members, names = fn.__dict__, parameter_names(fn)
+    if names is not None:
+        return names, [members[name] for name in names]
+    if type(fn) in _OF_CATEGORICAL:
+        members = fn._categorical.__dict__
+        names = ("probs",) if members.get("probs") is members["_param"] else ("logits",)
+    elif type(fn) is Geometric:
+        names = ("probs",) if "probs" in members else ("logits",)
+    elif type(fn) is Binomial:
+        names = ("total_count", "probs" if members.get("probs") is members["_param"] else "logits")
+    else:
+        return None
+    return names, [members[name] for name in names]
 
 
 def family_key(fn: Any) -> tuple[Any, ...] | None:
@@ -86,18 +126,34 @@ def with_parameters(like: Any, names: Sequence[str], parameters: Sequence[Tensor
     """A distribution of the family of `like`, with other parameters, which are not checked."""
     cls: Any = type(like)
     new = cls.__new__(cls)
-    new.__dict__.update(zip(names, parameters, strict=True))
     shape = torch.Size(broadcast_shape(*(parameter.shape for parameter in parameters)))
-    if cls is Bernoulli:
-        new._param = parameters[0]
-    elif cls is Categorical:
+    if own_dims(cls):
         shape = shape[:-1]
+    if cls in _OF_CATEGORICAL:
+        new._categorical = _categorical(names[0], parameters[0])
+        if cls is Multinomial:
+            new.total_count = like.total_count
+    else:
+        new.__dict__.update(zip(names, parameters, strict=True))
+    if cls is Bernoulli or cls is Binomial:
+        new._param = parameters[-1]
+    elif cls is Categorical:
         for name in _CATEGORICAL_STATE:
             if name in like.__dict__:
                 new.__dict__[name] = like.__dict__[name]
     new._batch_shape = shape
     new._event_shape = like._event_shape
     new._validate_args = like._validate_args
+    return new
+
+
+def _categorical(name: str, parameter: Tensor) -> Any:
+    """What torch's constructor makes of a parameter, once that is normalised."""
+    new: Any = object.__new__(torch.distributions.Categorical)
+    new.__dict__[name] = new._param = parameter
+    new._num_events = parameter.shape[-1]
+    new._batch_shape, new._event_shape = parameter.shape[:-1], torch.Size()
+    new._validate_args = False  # it is asked for values that have been checked
     return new
 
 

@@ -1,0 +1,279 @@
+"""Each family's summed log-density, by matrix products, against the sum of its densities."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sumprod
+import sumprod.distributions as dist
+from sumprod.infer import _sufficient_lookup
+from sumprod.infer._stacked_family import own_dims
+from sumprod.infer._sufficient import gains_without_sum, has_statistics, summed_log_prob
+
+DOUBLE = torch.float64
+V = 4
+
+
+def between(low, high):
+    return lambda u: low + (high - low) * u
+
+
+def counts(u):
+    return (5 * u).floor()
+
+
+def bits(u):
+    return (u < 0.4).to(u.dtype)
+
+
+def simplex(u):
+    return u + 0.05
+
+
+def one_hot(u):
+    return torch.nn.functional.one_hot((V * u[..., 0]).long().clamp(max=V - 1), V).to(u.dtype)
+
+
+def category(u):
+    return (V * u).long()
+
+
+# Of parameters as functions of uniforms, of the distribution, of data as functions of uniforms.
+FAMILIES = {
+    "bernoulli probs": ((between(0.1, 0.9),), dist.Bernoulli, bits),
+    "bernoulli logits": ((between(-3, 3),), lambda x: dist.Bernoulli(logits=x), bits),
+    "binomial probs": ((between(0.1, 0.9),), lambda x: dist.Binomial(6, x), counts),
+    "binomial logits": ((between(-3, 3),), lambda x: dist.Binomial(6, logits=x), counts),
+    "geometric probs": ((between(0.1, 0.9),), dist.Geometric, counts),
+    "geometric logits": ((between(-3, 3),), lambda x: dist.Geometric(logits=x), counts),
+    "poisson": ((between(0.1, 5),), dist.Poisson, counts),
+    "exponential": ((between(0.1, 5),), dist.Exponential, between(0, 3)),
+    "gamma": ((between(0.1, 5), between(0.1, 5)), dist.Gamma, between(0.01, 3)),
+    "beta": ((between(0.1, 5), between(0.1, 5)), dist.Beta, between(0.01, 0.99)),
+    "normal": ((between(-3, 3), between(0.2, 3)), dist.Normal, between(-4, 4)),
+    "log normal": ((between(-1, 1), between(0.2, 3)), dist.LogNormal, between(0.1, 4)),
+    "categorical probs": ((simplex,), dist.Categorical, category),
+    "categorical logits": ((between(-3, 3),), lambda x: dist.Categorical(logits=x), category),
+    "one-hot probs": ((simplex,), dist.OneHotCategorical, one_hot),
+    "one-hot logits": ((between(-3, 3),), lambda x: dist.OneHotCategorical(logits=x), one_hot),
+    "multinomial probs": ((simplex,), lambda x: dist.Multinomial(4 * V, x), counts),
+    "multinomial logits": ((between(-3, 3),), lambda x: dist.Multinomial(4 * V, logits=x), counts),
+}
+NO_GRADIENT_OF_DATA = ("categorical", "one-hot")
+
+# Shapes of parameters, data and mask (None: no mask), and the dims to sum.
+LAYOUTS = {
+    "states x elements": ((5, 1, 7), (1, 4, 7), None, [2]),
+    "masked": ((5, 1, 7), (1, 4, 7), (1, 4, 7), [2]),
+    "a table for all, masked": ((1, 5, 1, 7), (3, 1, 4, 7), (3, 1, 1, 7), [3]),
+    "a table each": ((3, 5, 1, 7), (3, 1, 4, 7), None, [3]),
+    "a table each, masked": ((3, 5, 1, 7), (3, 1, 4, 7), (3, 1, 4, 1), [3]),
+    "two summed dims": ((5, 1, 2, 7), (1, 4, 2, 7), (1, 4, 2, 1), [2, 3]),
+    "summed dim outside": ((6, 5, 1), (6, 1, 4), (6, 1, 4), [0]),
+    "summed dims apart": ((2, 5, 1, 3), (2, 1, 4, 3), None, [0, 3]),
+    "parameters alike": ((5, 1, 1), (1, 4, 7), None, [2]),
+    "parameters alike, masked": ((3, 5, 1, 1), (3, 1, 4, 7), (1, 1, 4, 7), [3]),
+    "parameters half alike": ((5, 1, 1, 3), (1, 4, 7, 3), None, [2, 3]),
+    "data alike": ((5, 1, 7), (1, 4, 1), (1, 4, 7), [2]),
+    "no dim of the data": ((5, 7), (1, 7), None, [1]),
+    "data before states": ((1, 1, 5, 7), (4, 2, 1, 7), None, [3]),
+    "nothing to sum": ((5, 1), (1, 4), None, []),
+}
+
+
+def problem(family, layout, seed=0, dtype=DOUBLE):
+    """Parameters, what makes a distribution of them, data, mask and dims to sum."""
+    generator = torch.Generator().manual_seed(seed)
+    of_parameters, make, of_data = FAMILIES[family]
+    parameter_shape, data_shape, mask_shape, summed = LAYOUTS[layout]
+    example = make(*[draw(torch.full((V,), 0.5, dtype=dtype)) for draw in of_parameters])
+    own, events = (V,) * own_dims(type(example)), tuple(example.event_shape)
+
+    def uniform(*shape):
+        return torch.rand(shape, dtype=dtype, generator=generator)
+
+    parameters = [draw(uniform(*parameter_shape, *own)) for draw in of_parameters]
+    value = of_data(uniform(*data_shape, *events))
+    mask = None if mask_shape is None else uniform(*mask_shape) < 0.6
+    return parameters, make, value, mask, summed
+
+
+def plain(fn, value, mask, summed):
+    log_prob = fn.log_prob(value)
+    if mask is not None:
+        log_prob = torch.where(mask, log_prob, 0.0)
+    return log_prob.sum(summed, keepdim=True) if summed else log_prob
+
+
+def derivatives(result, leaves):
+    weights = torch.linspace(-1, 2, result.numel(), dtype=result.dtype).reshape(result.shape)
+    first = torch.autograd.grad((weights * result).sum(), leaves, create_graph=True)
+    if not any(gradient.requires_grad for gradient in first):  # linear
+        return [result.detach(), *first]
+    weighted = [gradient * torch.linspace(2, -1, gradient.shape[-1], dtype=DOUBLE) for gradient in first]
+    total = sum(gradient.sum() for gradient in weighted)
+    second = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    return [result.detach(), *[gradient.detach() for gradient in first], *second]
+
+
+def compare(family, layout, seed=0):
+    parameters, make, value, mask, summed = problem(family, layout, seed)
+    leaves = [parameter.requires_grad_() for parameter in parameters]
+    if value.is_floating_point() and not family.startswith(NO_GRADIENT_OF_DATA):
+        leaves.append(value.requires_grad_())
+    ours = summed_log_prob(make(*parameters), value, mask, summed)
+    assert ours is not None
+    expected = derivatives(plain(make(*parameters), value, mask, summed), leaves)
+    for found, wanted in zip(derivatives(ours, leaves), expected, strict=True):
+        size = wanted.abs().max().item()  # of what is added up
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12 * max(size, 1.0))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_value_and_derivatives(family, layout):
+    compare(family, layout)
+
+
+@given(
+    family=st.sampled_from(list(FAMILIES)), layout=st.sampled_from(list(LAYOUTS)), seed=st.integers(0, 2**31)
+)
+def test_value_and_derivatives_of_other_numbers(family, layout, seed):
+    compare(family, layout, seed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_known(family):
+    of_parameters, make, _ = FAMILIES[family]
+    fn = make(*[draw(torch.full((V,), 0.5)) for draw in of_parameters])
+    assert has_statistics(type(fn))
+    assert gains_without_sum(type(fn)) == (own_dims(type(fn)) > 0)
+
+
+class Largest(TorchDispatchMode):
+    """The most entries of a tensor that an operator makes; views of smaller tensors do not count."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                entries = tensor.untyped_storage().nbytes() // tensor.element_size()
+                self.entries = max(self.entries, entries)
+        return result
+
+
+SORTING = [(family, False) for family in FAMILIES] + [
+    (family, True) for family in FAMILIES if family.startswith(NO_GRADIENT_OF_DATA)
+]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("family", "sorting"), SORTING)
+def test_no_tensor_of_states_x_elements_x_data_dims(family, masked, sorting, monkeypatch):
+    monkeypatch.setattr(_sufficient_lookup, "_FEW", 0 if sorting else 24)
+    states, elements, width = 16, 40, 30
+    layout = ((states, 1, width), (1, elements, width), (1, elements, width) if masked else None, [2])
+    monkeypatch.setitem(LAYOUTS, "large", layout)
+    parameters, make, value, mask, summed = problem(family, "large")
+    leaves = [parameter.requires_grad_() for parameter in parameters]
+    events = value.shape[3:].numel()
+    fn = make(*parameters)
+    with Largest() as ours:
+        total = summed_log_prob(fn, value, mask, summed)
+        torch.autograd.grad(total.sum(), leaves)
+    assert 0 < ours.entries <= max(elements * width * events, states * width * (V + 1), states * elements)
+    fn = make(*parameters)
+    with Largest() as direct:
+        torch.autograd.grad(plain(fn, value, mask, summed).sum(), leaves)
+    assert direct.entries >= states * elements * width
+
+
+def test_a_category_of_few_states_needs_no_table_of_elements_and_categories(monkeypatch):
+    monkeypatch.setitem(LAYOUTS, "mixture", ((16, 1), (1, 400), None, []))
+    parameters, make, value, _, summed = problem("categorical probs", "mixture")
+    leaf = parameters[0].requires_grad_()
+    with Largest() as ours:
+        torch.autograd.grad(summed_log_prob(make(leaf), value, None, summed).sum(), leaf)
+    assert ours.entries == 16 * 400
+
+
+@pytest.mark.parametrize("layout", ["masked", "a table each", "nothing to sum", "parameters alike, masked"])
+@pytest.mark.parametrize("family", ["categorical probs", "one-hot logits"])
+def test_gradients_of_many_categories(family, layout, monkeypatch):
+    monkeypatch.setattr(_sufficient_lookup, "_FEW", 0)
+    compare(family, layout)
+
+
+INF = math.inf
+# Parameters of states x data dims, and data of elements x data dims.
+IMPOSSIBLE = {
+    "poisson": (dist.Poisson, [[0, 2], [0, 0], [1, 0]], [[0, 3], [1, 0], [0, 0]]),
+    "geometric": (dist.Geometric, [[1, 0.5], [1, 1], [0.3, 1]], [[0, 3], [1, 0], [0, 0]]),
+    "counted": (
+        lambda x: dist.Categorical(logits=x),
+        [[[0, -INF, 1]], [[0, 0, -INF]]],
+        [[0, 0, 1, 0], [1, 0, 0, 1], [2, 2, 0, 0]],
+    ),
+    "looked up": (
+        lambda x: dist.Categorical(logits=x),
+        [[[0, -INF], [1, 1]], [[-INF, 0], [-INF, 0]]],
+        [[0, 0], [1, 1], [0, 1]],
+    ),
+    "multinomial": (
+        lambda x: dist.Multinomial(9, logits=x, validate_args=False),
+        [[[0, -INF]], [[1, 1]]],
+        [[[2, 0], [3, 0]], [[2, 0], [1, 4]]],
+    ),
+    "one-hot": (
+        lambda x: dist.OneHotCategorical(logits=x, validate_args=False),
+        [[[0, -INF], [0, 1]], [[-INF, 1], [0, 1]]],
+        [[[1, 0], [1, 0]], [[1, 0], [0, 1]]],
+    ),
+}
+
+
+def no_mask(value, events):
+    return None
+
+
+def first_column(value, events):
+    """Of the dims to sum, one element's first is left out."""
+    mask = torch.ones(value.shape[: value.dim() - events], dtype=torch.bool)
+    mask[0, -1, 0] = False
+    return mask
+
+
+@pytest.mark.parametrize("choose", [no_mask, first_column])
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_has_probability_zero_matters_only_where_it_occurs(case, choose):
+    make, parameter, value = IMPOSSIBLE[case]
+    leaf = torch.tensor(parameter, dtype=DOUBLE).unsqueeze(1).requires_grad_()
+    value = torch.tensor(value, dtype=DOUBLE).unsqueeze(0)
+    fn = make(leaf)
+    mask = choose(value, len(fn.event_shape))
+    results = []
+    for total in (summed_log_prob(fn, value, mask, [2]), plain(fn, value, mask, [2])):
+        possible = total.isfinite()
+        (gradient,) = torch.autograd.grad(total[possible].sum(), leaf, retain_graph=True)
+        # Where the parameter is at a bound the density has no derivative.
+        results.append((total.detach(), gradient[leaf.isfinite() & (leaf != 0) & (leaf != 1)]))
+    assert 0 < results[1][0].isinf().sum() < results[1][0].numel()
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_probabilities_that_are_exactly_zero():
+    with sumprod.settings.context(exact_zeros=True):
+        fn = dist.Categorical(torch.tensor([[[0.0, 0.5, 0.5]], [[0.2, 0.8, 0.0]]], dtype=DOUBLE))
+    value = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [2, 1, 0, 1]]).unsqueeze(0)
+    fn = fn.expand((2, 1))
+    with_dims = dist.Categorical(logits=fn.logits.unsqueeze(1))
+    torch.testing.assert_close(
+        summed_log_prob(with_dims, value, None, [2]), plain(with_dims, value, None, [2])
+    )
