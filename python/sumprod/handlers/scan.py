@@ -70,7 +70,7 @@ def scan(
     if reverse:
         leaves = [leaf.flip(0) for leaf in leaves]
     loop = VectorizedMarkovMessenger(name, size, dim, history)
-    carry, carries, ys = init, [], []
+    carry, ys = init, []
     for t in loop:
         steps = t
         if isinstance(t, TimeIndex):
@@ -79,7 +79,6 @@ def scan(
         with _StepNames(t):
             carry, y = transition(carry, tree_unflatten([leaf[steps] for leaf in leaves], structure))
         if not loop.is_auxiliary:
-            carries.append(carry)
             ys.append(y)
     if loop.chain.mode == "enumerated":
         return carry, None
@@ -88,7 +87,6 @@ def scan(
     else:
         steps = loop.chain.steps
         stacked = tree_map(lambda *leaves: _joined(steps, *leaves), *ys)
-        carry = tree_map(lambda *leaves: _last(steps, *leaves), *carries)
     return carry, tree_map(_flipped, stacked) if reverse else stacked
 
 
@@ -157,14 +155,6 @@ def _joined(steps: int, *leaves: Any) -> Any:
     elif many.dim() == first[0].dim():
         many = many.unsqueeze(1)
     return torch.cat([*(one.expand(many.shape[1:]).unsqueeze(0) for one in first), many])
-
-
-def _last(steps: int, *leaves: Any) -> Any:
-    """The value of the last step."""
-    *first, many = leaves
-    if first and _has_steps(steps, first[0], many):
-        return many[-1:] if many.dim() == first[0].dim() else many[-1]
-    return many if first or not isinstance(many, Tensor) else many[-1]
 
 
 def _flipped(leaf: Any) -> Any:

@@ -66,6 +66,25 @@ class MarkovChain:
         self.mode: Mode | None = None
         self.reason: str | None = None
 
+    def states_at(self, t: int) -> Iterator[Any]:
+        """The values of a step's latent sites, when those of all steps are known."""
+        if t < self.history:
+            for site in self.first[t]:
+                yield site["value"]
+            return
+        assert self.dim is not None
+        for site in self.current:
+            value = site["value"]
+            axis = value.dim() + self.dim - len(site["fn"]._event_shape)
+            if axis < 0 or value.shape[axis] == 1:
+                yield value
+            else:
+                yield (
+                    value.select(axis, t - self.history)
+                    if axis == 0
+                    else value.narrow(axis, t - self.history, 1)
+                )
+
     @property
     def key(self) -> tuple[str, str]:
         """The same for the same loop in another run of the program."""
@@ -101,6 +120,7 @@ class VectorizedMarkovMessenger(MarkovMessenger):
         self.chain = MarkovChain(name, size, dim, self.history)  # of the running loop
         self.is_auxiliary = False  # whether a trace shows nothing of the running step
         self._sites: list[Any] = []  # latent sites of the running step
+        self._known: Iterator[Any] | None = None  # the states of a step that runs once more
         self._plate: PlateMessenger | None = None  # around the steps that run at once
         # A loop left by `break` closes when its generator dies, which may be after the program's end.
         self._may_stay_open = True
@@ -128,8 +148,7 @@ class VectorizedMarkovMessenger(MarkovMessenger):
                 self._sites = []
                 yield t
             return
-        plate = PlateMessenger(chain.name, chain.steps, dim=chain.dim, device=self.device)
-        plate._may_stay_open = True
+        plate = _Steps(chain.name, chain.steps, chain.dim)
         self._plate = plate
         with plate:
             chain.dim = plate.dim
@@ -140,6 +159,14 @@ class VectorizedMarkovMessenger(MarkovMessenger):
             self._sites = chain.current
             yield TimeIndex.of(chain.history, chain.size, self.device)
             _check_alike(chain)
+        if chain.mode != "enumerated":
+            # What the program has at hand now is of many steps, and sites to come want the last ones.
+            self.is_auxiliary = True
+            for t in range(max(chain.size - chain.history, 0), chain.size):
+                self._sites = []
+                self._known = chain.states_at(t)
+                yield t
+            self._known, self.is_auxiliary = None, False
 
     def _begin(self, sites: list[list[Any]], step: Any) -> Any:
         self._sites = []
@@ -161,6 +188,11 @@ class VectorizedMarkovMessenger(MarkovMessenger):
         super()._reset()
 
     def _pyro_sample(self, msg: Any) -> None:
+        if self._known is not None:
+            msg["stop"] = True
+            if not msg["is_observed"] and not isinstance(msg["fn"], SubsampleIndices):
+                msg["value"], msg["done"] = next(self._known), True
+            return
         if not isinstance(msg["fn"], SubsampleIndices):
             msg["infer"]["_chain"] = self.chain
             if self.is_auxiliary:
@@ -168,6 +200,17 @@ class VectorizedMarkovMessenger(MarkovMessenger):
             if not msg["is_observed"]:
                 self._sites.append(msg)
         super()._pyro_sample(msg)
+
+
+class _Steps(PlateMessenger):
+    """The plate around steps that run at once; it leaves no site of its own."""
+
+    _reads_scope = False
+    _may_stay_open = True
+
+    def __init__(self, name: str, size: int, dim: int | None) -> None:
+        super().__init__(name, dim=dim)
+        self.size = self.subsample_size = size
 
 
 class TrialOfChains(Messenger):
@@ -255,7 +298,8 @@ def vectorized_markov(
     `infer_discrete`), the loop yields the first `history` steps one by one, as ints; then `history` times
     a tensor of steps for the states before those of the last round, which no trace shows; and last the tensor
     of all remaining steps. The body is evaluated 1 + 2 `history` times, whatever the size. Sites of the
-    last round are in a plate called `name`, at `dim`.
+    last round are in a plate called `name`, at `dim`. Sites after the loop may depend on the last `history`
+    steps; where states are known (the second run of `infer_discrete`), these steps run once more, hidden.
 
     Everywhere else (drawing from the prior, guides, sites in the loop that are not enumerated) the loop is
     that of `markov(range(size), history=history)`. Both have the same losses, gradients and posteriors.

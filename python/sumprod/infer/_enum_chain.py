@@ -17,7 +17,16 @@ from torch import Tensor
 from sumprod.handlers.vectorized_markov import MarkovChain
 from sumprod.infer._enum_sites import Names, Term, align, variable_of
 
-__all__ = ["ChainVariables", "Unrolled", "chain_of", "chain_variables", "gathered", "is_step", "unroll"]
+__all__ = [
+    "ChainVariables",
+    "Unrolled",
+    "at_step",
+    "chain_of",
+    "chain_variables",
+    "gathered",
+    "is_step",
+    "unroll",
+]
 
 
 class ChainVariables(NamedTuple):
@@ -116,7 +125,7 @@ def _unroll(graph: Unrolled, chain: MarkovChain, fresh: Any) -> None:
         moments.append([None if variable is None else next(fresh) for variable in own.current])
         for site, number in zip(chain.current, moments[t], strict=True):
             if number is not None:
-                graph.variables[number] = _at(site, chain, t)
+                graph.variables[number] = at_step(site, chain, t)
     names: list[dict[Hashable, Hashable]] = [{} for _ in range(chain.steps)]
     for lag, many in enumerate((*own.previous, own.current)):
         for state, variable in enumerate(many):
@@ -133,7 +142,7 @@ def _unroll(graph: Unrolled, chain: MarkovChain, fresh: Any) -> None:
     for site, term in old:
         if is_step(site, chain):
             pieces = _slices(term, chain)
-            graph.sites.extend([_at(site, chain, chain.history + i) for i in range(chain.steps)])
+            graph.sites.extend([at_step(site, chain, chain.history + i) for i in range(chain.steps)])
         else:
             pieces = [term]
             graph.sites.append(site)
@@ -157,7 +166,7 @@ def _slices(term: Term, chain: MarkovChain) -> list[Term]:
     return [Term(ordinal, dims, tensor, reach) for tensor in tensors]
 
 
-def _at(site: Any, chain: MarkovChain, t: int) -> Any:
+def at_step(site: Any, chain: MarkovChain, t: int) -> Any:
     """The site as it is at one step."""
     frames = tuple([frame for frame in site["cond_indep_stack"] if frame.name != chain.name])
     return {**site, "cond_indep_stack": frames, "infer": {**site["infer"], "_markov_step": t}}

@@ -13,7 +13,7 @@ from sumprod.distributions._support import is_whole_support
 from sumprod.errors import MemoryBudgetError, SupportError
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.vectorized_markov import MarkovChain
-from sumprod.infer._enum_chain import chain_of, gathered, unroll
+from sumprod.infer._enum_chain import at_step, chain_of, gathered, is_step, unroll
 from sumprod.infer._enum_groups import site_terms
 from sumprod.infer._enum_hmm import HiddenMarkov, hidden_markov
 from sumprod.infer._enum_requirements import warn_of_dependency
@@ -96,6 +96,9 @@ class FactorGraph:
             owner = self.variables.get(name)  # type: ignore[call-overload]
             if owner is None or owner["cond_indep_stack"] == site["cond_indep_stack"]:
                 continue
+            chain = chain_of(owner)
+            if chain is not None and not is_step(site, chain):
+                owner = at_step(owner, chain, chain.size - 1)  # the last one is what is left of a chain
             warn_of_dependency(site, owner)
 
     def shape(self, term: Term) -> list[int]:
@@ -109,11 +112,11 @@ class FactorGraph:
         graph = self
         for chain in self.chains:
             model = hidden_markov(graph, chain)
-            if isinstance(model, str):
-                graph = graph._written_out([chain])
-            else:
+            if isinstance(model, HiddenMarkov):
                 graph = graph._without(model)
                 graph._insert(chain.current[0], model.total())
+            else:
+                graph = graph._written_out([chain])
         return graph
 
     def _written_out(self, chains: Sequence[MarkovChain]) -> FactorGraph:
