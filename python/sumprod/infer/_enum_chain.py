@@ -167,6 +167,11 @@ def _slices(term: Term, chain: MarkovChain) -> list[Term]:
 
 
 def at_step(site: Any, chain: MarkovChain, t: int) -> Any:
-    """The site as it is at one step."""
+    """The site as it is at one step, called as in a loop."""
     frames = tuple([frame for frame in site["cond_indep_stack"] if frame.name != chain.name])
-    return {**site, "cond_indep_stack": frames, "infer": {**site["infer"], "_markov_step": t}}
+    return {
+        **site,
+        "name": site["name"].replace(str(slice(chain.history, chain.size)), str(t)),
+        "cond_indep_stack": frames,
+        "infer": {**site["infer"], "_markov_step": t},
+    }

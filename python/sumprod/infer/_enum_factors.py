@@ -107,16 +107,22 @@ class FactorGraph:
 
     # ---- chains
 
-    def without_chains(self) -> FactorGraph:
-        """The graph with each chain summed out by a native operator, or else written out step by step."""
+    def without_chains(self, models: list[HiddenMarkov | str] | None = None) -> FactorGraph:
+        """The graph with each chain summed out by a native operator, or else written out step by step.
+
+        Args:
+            models: gets for each chain its model, or why it has none.
+        """
         graph = self
         for chain in self.chains:
             model = hidden_markov(graph, chain)
             if isinstance(model, HiddenMarkov):
                 graph = graph._without(model)
-                graph._insert(chain.current[0], model.total())
+                graph._insert({**chain.current[0], "name": f"chain '{chain.name}'"}, model.total())
             else:
                 graph = graph._written_out([chain])
+            if models is not None:
+                models.append(model)
         return graph
 
     def _written_out(self, chains: Sequence[MarkovChain]) -> FactorGraph:
@@ -145,6 +151,9 @@ class FactorGraph:
     def totals(self, keep_common_plates: bool = False) -> list[tuple[tuple[Hashable, ...], Tensor]]:
         """Per connected component: dims, and log of the sum over all assignments."""
         graph = self.without_chains()
+        if not any(map(graph.concerns, graph.terms)):
+            totals = [(term.dims, term.tensor.expand(graph.shape(term))) for term in graph.terms]
+            return totals if keep_common_plates else [((), total.sum()) for _, total in totals]
         tensors, dims = [term.tensor for term in graph.terms], [term.dims for term in graph.terms]
         return graph.contract(tensors, dims, graph.plates, keep_common_plates)
 

@@ -14,13 +14,17 @@ from sumprod._random import preserve_rng_state
 from sumprod._tables import Row, collapsed, wrapped
 from sumprod.handlers import block
 from sumprod.handlers.trace_struct import Trace
+from sumprod.handlers.vectorized_markov import MarkovChain
 from sumprod.infer._calling import call_method
+from sumprod.infer._enum_chain import chain_of
 from sumprod.infer._enum_elimination import Contraction, contractions
 from sumprod.infer._enum_factors import FactorGraph
+from sumprod.infer._enum_hmm import HiddenMarkov
 from sumprod.ops._plan import NotTreeStructured, Plan, make_plan, name_dims
 from sumprod.params.param_store import PARAM_STORE
 
 __all__ = [
+    "ChainPlan",
     "Component",
     "ProgramPlan",
     "ProgramStep",
@@ -66,6 +70,39 @@ class Component:
         return tuple(name for step in self.steps for name in step.variables)
 
 
+@dataclass(frozen=True)
+class ChainPlan:
+    """How a chain whose steps ran at once is summed out."""
+
+    name: str
+    size: int
+    """steps"""
+    history: int
+    states: tuple[str, ...]
+    """sites of the states of a step"""
+    refusal: str
+    """why it is written out step by step; empty: it is a hidden Markov model, for the native operators"""
+    combined: int
+    """states of that model: combinations of those that the next step depends on; 0: none"""
+    batch: tuple[str, ...]
+    """its batch dims, as `plate=size` or `variable=size`"""
+    homogeneous: bool
+    """whether all steps have the same transitions"""
+    flops: int
+    """multiplications and additions of the model; those of a chain written out are in the components"""
+
+    def __str__(self) -> str:
+        what = f"chain '{self.name}': {_count(self.size, 'step')} of {', '.join(self.states)}"
+        if self.refusal:
+            return f"{what}; written out step by step, because {self.refusal}"
+        batch = f" for each of {' '.join(self.batch)}" if self.batch else ""
+        kind = "one matrix" if self.homogeneous else "a matrix per step"
+        return (
+            f"{what}; forward recursion of a hidden Markov model with {_count(self.combined, 'state')} and"
+            f" {kind} of transitions{batch}, {self.flops:,} flops"
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class ProgramPlan:
     """How the enumerated variables of a program's model are summed out, and what it costs.
@@ -73,6 +110,7 @@ class ProgramPlan:
     Attributes:
         components: parts of the factor graph that do not touch each other.
         plans: the plans that the operator runs, with variables by id; mostly one for all components.
+        chains: loops of `vectorized_markov` whose steps ran at once.
         dtype: of the factors.
         flops: multiplications and additions of one forward pass.
         peak_bytes: of intermediate tensors alive at one time, at most; running tile by tile takes less.
@@ -85,6 +123,7 @@ class ProgramPlan:
     flops: float
     peak_bytes: int
     refusal: str | None = None
+    chains: tuple[ChainPlan, ...] = ()
 
     def table(self, full: bool = False) -> str:
         """As text; `full`: all rows, also those that repeat."""
@@ -99,7 +138,7 @@ class ProgramPlan:
             f" {_count(steps, 'step')}, {self.flops:,.0f} flops, {self.peak_bytes:,} bytes of intermediate"
             f" {str(self.dtype).removeprefix('torch.')}"
         )
-        lines = [head]
+        lines = [head, *(wrapped(str(chain), "  ") for chain in self.chains)]
         groups: dict[tuple[object, ...], list[int]] = {}
         for number, component in enumerate(self.components):
             likeness = tuple(row.likeness for row in _step_rows(component))
@@ -175,12 +214,17 @@ def run_hidden(
 
 
 def variable_names(model_trace: Trace, guide_trace: Trace) -> dict[Hashable, str]:
-    """Id of each enumerated variable -> name of its site."""
-    return {
-        site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]: name
+    """Id of each enumerated variable -> name of its site, also of those that no trace shows."""
+    sites = [
+        site
         for one in (guide_trace, model_trace)
-        for name, site in one.nodes.items()
+        for site in one.nodes.values()
         if site["type"] == "sample" and "_enumerate_dim" in site["infer"]
+    ]
+    chains = {id(chain): chain for chain in map(chain_of, sites) if chain is not None}
+    hidden = [site for chain in chains.values() for step in chain.previous for site in step]
+    return {
+        site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]: site["name"] for site in sites + hidden
     }
 
 
@@ -196,8 +240,10 @@ def plan_of_graph(graph: FactorGraph, guide_trace: Trace, names: Mapping[Hashabl
         dtype = torch.promote_types(dtype, term.tensor.dtype)
     components: list[Component] = []
     plans = []
+    chains: tuple[ChainPlan, ...] = ()
     try:
-        graph = graph.without_chains()
+        chains, graph = _chains(graph, names)
+        names = {**names, **{number: site["name"] for number, site in graph.variables.items()}}
         for part in contractions(graph, guide_trace) if graph.terms else ():
             plan = _plan_of(part, graph)
             plans.append(plan)
@@ -207,7 +253,33 @@ def plan_of_graph(graph: FactorGraph, guide_trace: Trace, names: Mapping[Hashabl
             name_dims(error, names)
         return ProgramPlan((), (), dtype, math.inf, 0, str(error))
     peak = max((plan.peak_elements for plan in plans), default=0) * dtype.itemsize
-    return ProgramPlan(tuple(components), tuple(plans), dtype, sum(plan.flops for plan in plans), peak)
+    flops = sum(plan.flops for plan in plans) + sum(chain.flops for chain in chains)
+    return ProgramPlan(tuple(components), tuple(plans), dtype, flops, peak, chains=chains)
+
+
+def _chains(graph: FactorGraph, names: Mapping[Hashable, str]) -> tuple[tuple[ChainPlan, ...], FactorGraph]:
+    """How chains are summed out, and the graph without them."""
+    models: list[HiddenMarkov | str] = []
+    left = graph.without_chains(models)
+    return tuple(_chain_plan(*pair, names) for pair in zip(graph.chains, models, strict=True)), left
+
+
+def _chain_plan(chain: MarkovChain, model: HiddenMarkov | str, names: Mapping[Hashable, str]) -> ChainPlan:
+    states = tuple(site["name"] for site in chain.current)
+    if isinstance(model, str):
+        return ChainPlan(chain.name, chain.size, chain.history, states, model, 0, (), False, 0)
+    sizes, combined = model.emission.shape[:-2], model.emission.shape[-1]
+    return ChainPlan(
+        name=chain.name,
+        size=chain.size,
+        history=chain.history,
+        states=states,
+        refusal="",
+        combined=combined,
+        batch=tuple(f"{names.get(name, name)}={size}" for name, size in zip(model.batch, sizes, strict=True)),
+        homogeneous=model.transition.shape[-3] == 1,
+        flops=2 * math.prod(sizes) * chain.steps * combined**2,
+    )
 
 
 def _plan_of(part: Contraction, graph: FactorGraph) -> Plan:

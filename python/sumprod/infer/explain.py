@@ -102,6 +102,7 @@ def explain(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **
         notes=(
             *_notes_on_plan(graph, plan, names),
             *_notes_on_model(graph),
+            *_notes_on_chains(model_trace, plan),
             *_notes_on_guide(guide_trace),
             *(f"warning: {' '.join(text.split())}" for text in warned),
         ),
@@ -294,7 +295,8 @@ def _notes_on_model(graph: FactorGraph) -> Iterator[str]:
     off = [site["name"] for site in graph.sites if site["mask"] is False and site["is_observed"]]
     if off:
         yield f"masked out altogether, yet factors of ones: {listed(off)}; a program can skip such sites"
-    masked = [site["name"] for site in graph.variables.values() if _mask_text(site)]
+    shown = [site for site in graph.variables.values() if "_auxiliary" not in site["infer"]]
+    masked = [site["name"] for site in shown if _mask_text(site)]
     if masked:
         yield f"masks on enumerated sites have no effect: {listed(masked)}"
     for members in graph.components():
@@ -302,6 +304,17 @@ def _notes_on_model(graph: FactorGraph) -> Iterator[str]:
         if not any(site["is_observed"] for site in component):
             names = [site["name"] for site in component]
             yield f"nothing observed depends on {listed(names)}: summing out adds nothing"
+
+
+def _notes_on_chains(model_trace: Trace, plan: ProgramPlan) -> Iterator[str]:
+    chains = {id(chain): chain for chain in (site["infer"].get("_chain") for site in _samples(model_trace))}
+    for chain in chains.values():
+        if chain is not None and chain.reason is not None:
+            yield f"the steps of chain '{chain.name}' run one by one: {chain.reason}"
+    if any(component.chain for component in plan.components) and any(
+        "_markov_step" in site["infer"] and "_chain" not in site["infer"] for site in _samples(model_trace)
+    ):
+        yield "the steps of a loop in markov run one by one; those of vectorized_markov would run at once"
 
 
 def _notes_on_guide(guide_trace: Trace) -> Iterator[str]:
