@@ -12,6 +12,7 @@ sites are evaluated one by one, so that the error names the site.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -48,6 +49,24 @@ class _Member(NamedTuple):
     names: tuple[str, ...]  # of the parameters
     parameters: list[Tensor]  # before expansion
     mask: Tensor | None
+
+
+class _Kind(NamedTuple):
+    """Equal for sites that can be evaluated together. It says all that the layout depends on."""
+
+    plates: tuple[tuple[int | None, int, bool], ...]  # dim, size and whether a variable lives inside
+    family: type
+    names: tuple[str, ...]
+    event: int
+    batch_shape: torch.Size
+    event_shape: torch.Size
+    state: Hashable  # of the distribution, besides parameters
+    parameters: tuple[torch.Size, ...]
+    value: torch.Size
+    mask: torch.Size | None
+    dtypes: tuple[torch.dtype, ...]
+    enumerate_dim: int | None
+    numbered: tuple[tuple[int, bool], ...]  # dims of variables, and whether those are to be summed out
 
 
 class _Layout(NamedTuple):
@@ -95,8 +114,8 @@ def _grouped_terms(
 ) -> dict[str, Term]:
     """Name -> term, of the sites that can be evaluated in groups."""
     occupied = {frame.name for owner in variables.values() for frame in owner["cond_indep_stack"]}
-    groups: dict[Hashable, list[_Member]] = {}
-    kinds_of_plates: dict[tuple[int, ...], Hashable] = {}
+    groups: dict[_Kind, list[_Member]] = {}
+    kinds_of_plates: dict[tuple[int, ...], tuple[Any, ...]] = {}
     for site in sites:
         member = _member(site)
         if member is None:
@@ -110,8 +129,8 @@ def _grouped_terms(
             kinds_of_plates[identity] = plates
         groups.setdefault(_kind(member, variables, plates), []).append(member)
     terms: dict[str, Term] = {}
-    for members in groups.values():
-        layout = _layout(members[0], variables, occupied)
+    for kind, members in groups.items():
+        layout = _layout(kind)
         if layout is None or (len(members) == 1 and not layout.summed and prod(layout.shape) < _LARGE):
             continue
         if state.validate_infer:
@@ -144,57 +163,56 @@ def _member(site: Any) -> _Member | None:
     return _Member(site, fn, event, names, parameters, mask)
 
 
-def _kind(member: _Member, variables: Container[Any], plates: Hashable) -> Hashable:
-    """Equal for sites that can be evaluated together; `plates` says all that matters of those around."""
+def _kind(member: _Member, variables: Container[Any], plates: tuple[Any, ...]) -> _Kind:
     site, fn, event, names, parameters, mask = member
     infer, value = site["infer"], site["value"]
-    return (
+    return _Kind(
         plates,
         type(fn),
         names,
         event,
         fn._batch_shape,
-        fn._validate_args,
-        fn.__dict__.get("_exact_zeros"),
-        fn.total_count if type(fn) is Multinomial else None,
-        *[(parameter.shape, parameter.dtype) for parameter in parameters],
+        fn._event_shape,
+        (fn._validate_args, fn.__dict__.get("_exact_zeros"), type(fn) is Multinomial and fn.total_count),
+        tuple([parameter.shape for parameter in parameters]),
         value.shape,
-        value.dtype,
         None if mask is None else mask.shape,
+        (value.dtype, *[parameter.dtype for parameter in parameters]),
         infer.get("_enumerate_dim"),
-        *[(dim, number in variables) for dim, number in infer.get("_dim_to_id", {}).items()],
+        tuple([(dim, number in variables) for dim, number in infer.get("_dim_to_id", {}).items()]),
     )
 
 
-def _layout(member: _Member, variables: Container[Any], occupied: Container[Hashable]) -> _Layout | None:
+@functools.lru_cache(maxsize=1024)
+def _layout(kind: _Kind) -> _Layout | None:
     """The layout of a site's density; None when it is to be evaluated by itself."""
-    site, fn, event, _, parameters, mask = member
-    own, events = own_dims(type(fn)), len(fn._event_shape)
-    value_shape = site["value"].shape
-    if value_shape[len(value_shape) - events :] != fn._event_shape:
+    family, event = kind.family, kind.event
+    own, events = own_dims(family), len(kind.event_shape)
+    data_dims = len(kind.value) - events
+    if kind.value[data_dims:] != kind.event_shape:
         return None
-    mask_shape = () if mask is None else (*mask.shape, *[1] * event)
+    mask_shape = () if kind.mask is None else (*kind.mask, *[1] * event)
     try:
-        of_parameters = broadcast_shape(*[x.shape[: x.dim() - own] for x in parameters])
-        of_data = broadcast_shape(value_shape[: len(value_shape) - events], mask_shape)
-        shape = broadcast_shape(of_parameters, of_data, fn._batch_shape)
+        of_parameters = broadcast_shape(*[shape[: len(shape) - own] for shape in kind.parameters])
+        of_data = broadcast_shape(kind.value[:data_dims], mask_shape)
+        shape = broadcast_shape(of_parameters, of_data, kind.batch_shape)
     except ValueError:
         return None  # evaluated by itself, the site raises the error that names it
     rank = len(shape)
     of_parameters = (1,) * (rank - len(of_parameters)) + of_parameters
     of_data = (1,) * (rank - len(of_data)) + of_data
-    frames = {frame.dim - event: frame for frame in site["cond_indep_stack"] if frame.dim is not None}
-    numbers = site["infer"].get("_dim_to_id", {})
+    plates = {dim - event: (size, occupied) for dim, size, occupied in kind.plates if dim is not None}
+    depends_on = dict(kind.numbered)
     summed, varying, constant, repeats = list(range(-event, 0)), [], [], 1
-    depends, product = False, site["is_observed"] and has_statistics(type(fn))
+    depends, product = False, kind.enumerate_dim is None and has_statistics(family)
     for dim in range(-rank, -event):
         varies = of_parameters[dim] > 1 or of_data[dim] > 1
-        if dim in frames:
-            if frames[dim].name not in occupied:
+        if dim in plates:
+            if not plates[dim][1]:
                 summed.append(dim)
                 continue
         elif varies:
-            if numbers.get(dim + event) not in variables:
+            if not depends_on.get(dim + event):
                 return None
             depends = True
         if varies:
@@ -202,13 +220,13 @@ def _layout(member: _Member, variables: Container[Any], occupied: Container[Hash
             product = product and (of_parameters[dim] == 1 or of_data[dim] == 1)
         elif shape[dim] > 1:
             constant.append(dim)
-    if not depends or any(dim < -rank and frame.size > 1 for dim, frame in frames.items()):
+    if not depends or any(dim < -rank and size > 1 for dim, (size, _) in plates.items()):
         return None
     for dim in summed:
         if of_parameters[dim] == of_data[dim] == 1:
             repeats *= shape[dim]
-    product = product and (bool(summed) or gains_without_sum(type(fn)))
-    width = prod(fn._event_shape)
+    product = product and (bool(summed) or gains_without_sum(family))
+    width = prod(kind.event_shape)
     term = [size for dim, size in enumerate(shape, -rank) if dim not in summed]
     return _Layout(
         rank=rank,
@@ -300,8 +318,8 @@ def _summed_density(fn: Any, data: tuple[Tensor, Tensor | None], layout: _Layout
     if log_prob is None and mask is not None:
         value = filled(value, mask, fn.support, fn._event_shape)
         log_prob = summed_log_prob(fn, value, within, summed)
-    if log_prob is not None and within is None:
-        log_prob = scale_and_mask(log_prob, mask=mask)
+    if log_prob is not None and mask is not None and within is None:
+        return torch.where(mask, log_prob, 0.0)
     return log_prob
 
 
@@ -342,6 +360,9 @@ def _summed_outermost(value: Tensor, summed: tuple[int, ...]) -> Tensor:
 
 def _stacked(tensors: tuple[Tensor, ...], rank: int) -> Tensor:
     """Tensors of equal shape along a new leftmost dim, with `rank` dims to its right."""
-    stacked = torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
-    missing = rank + 1 - stacked.dim()
-    return stacked.reshape(stacked.shape[:1] + (1,) * missing + stacked.shape[1:]) if missing else stacked
+    shape = tensors[0].shape
+    new = (len(tensors),) + (1,) * (rank - len(shape)) + shape
+    if len(tensors) == 1:
+        return tensors[0].reshape(new)
+    stacked = torch.stack(tensors)
+    return stacked if len(shape) == rank else stacked.reshape(new)

@@ -11,6 +11,7 @@ Where eta_k is -inf the statistic is never negative: 0 contributes nothing, and 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from math import prod
@@ -42,15 +43,6 @@ def gains_without_sum(family: type) -> bool:
     return family in FORMS and own_dims(family) > 0
 
 
-class _Dims(NamedTuple):
-    """Batch dims by role, as positions."""
-
-    both: list[int]  # parameters and data vary: the batch of the product
-    left: list[int]  # parameters vary
-    right: list[int]  # data vary, or nothing does
-    sizes: dict[int, int]  # of the summed dims
-
-
 def summed_log_prob(fn: Any, value: Tensor, mask: Tensor | None, summed: Sequence[int]) -> Tensor | None:
     """The log-density of `value`, 0 where `mask` is False, summed over the dims `summed`.
 
@@ -80,12 +72,10 @@ def summed_log_prob(fn: Any, value: Tensor, mask: Tensor | None, summed: Sequenc
         of_data = torch.Size(broadcast_shape(of_data, mask.shape))
         value = value.expand(of_data + value.shape[rank:])
         mask = mask.expand(of_data)
-    dims = _dims(of_parameters, of_data, summed)
-    observed = _matrix(value, dims.both, dims.right, dims.sizes, rank)
-    chosen = None if mask is None else _matrix(mask, dims.both, dims.right, dims.sizes, rank)
-    alike = all(of_parameters[i] == 1 for i in summed)  # then statistics are summed before the product
-    along = dict.fromkeys(summed, 1) if alike else dims.sizes
-    tables = [_matrix(x, dims.both, dims.left, along, rank) for x in parameters]
+    plan = _plan(of_parameters, of_data, tuple(summed))
+    observed = _matrix(value, plan.data)
+    chosen = None if mask is None else _matrix(mask, plan.data)
+    tables = [_matrix(parameter, plan.parameters) for parameter in parameters]
     dtype = tables[0].dtype
     if value.dtype != dtype and own != events + 1:  # but for an index
         dtype = torch.promote_types(value.dtype, dtype)
@@ -93,36 +83,73 @@ def summed_log_prob(fn: Any, value: Tensor, mask: Tensor | None, summed: Sequenc
     total = _total(with_parameters(fn, names, tables), observed, chosen)
     if total is None:
         return None
-    total = total if total.dtype == dtype else total.to(dtype)
-    order = (*dims.both, *dims.left, *dims.right, *summed)
-    shape = [of_parameters[i] for i in (*dims.both, *dims.left)]
-    shape += [of_data[i] for i in dims.right] + [1] * len(summed)
-    total = total.reshape(shape)
-    return total if order == tuple(range(rank)) else total.permute([order.index(i) for i in range(rank)])
+    total = (total if total.dtype == dtype else total.to(dtype)).reshape(plan.result)
+    return total if plan.order is None else total.permute(plan.order)
 
 
-def _dims(of_parameters: torch.Size, of_data: torch.Size, summed: Sequence[int]) -> _Dims:
-    rest = [i for i in range(len(of_parameters)) if i not in summed]
-    return _Dims(
-        both=[i for i in rest if of_parameters[i] > 1 and of_data[i] > 1],
-        left=[i for i in rest if of_parameters[i] > 1 and of_data[i] == 1],
-        right=[i for i in rest if of_parameters[i] == 1],
-        sizes={i: max(of_parameters[i], of_data[i]) for i in summed},
+class _Matrix(NamedTuple):
+    """How a tensor becomes [batch, rows, summed dims, own dims], without the batch if that is empty."""
+
+    rank: int  # how many dims are not its own
+    expanded: tuple[int, ...] | None  # sizes to expand to
+    order: tuple[int, ...] | None  # of dims; None where it is right
+    shape: tuple[int, ...]
+
+
+class _Plan(NamedTuple):
+    data: _Matrix
+    parameters: _Matrix
+    result: tuple[int, ...]  # the shape of the product
+    order: tuple[int, ...] | None
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(of_parameters: torch.Size, of_data: torch.Size, summed: tuple[int, ...]) -> _Plan:
+    """The roles of dims in the product, by the shapes of both sides."""
+    positions = range(len(of_parameters))
+    rest = [i for i in positions if i not in summed]
+    both = [i for i in rest if of_parameters[i] > 1 and of_data[i] > 1]
+    left = [i for i in rest if of_parameters[i] > 1 and of_data[i] == 1]
+    right = [i for i in rest if of_parameters[i] == 1]
+    sizes = {i: max(of_parameters[i], of_data[i]) for i in summed}
+    alike = all(of_parameters[i] == 1 for i in summed)  # then statistics are summed before the product
+    along = dict.fromkeys(summed, 1) if alike else sizes
+    shape = [1 if i in sizes else max(of_parameters[i], of_data[i]) for i in positions]
+    order = (*both, *left, *right, *summed)
+    in_order = _in_order(order, shape)
+    return _Plan(
+        data=_matrix_of(of_data, both, right, sizes),
+        parameters=_matrix_of(of_parameters, both, left, along),
+        result=tuple(shape if in_order else [shape[i] for i in order]),
+        order=None if in_order else tuple([order.index(i) for i in positions]),
     )
 
 
-def _matrix(part: Tensor, batch: list[int], rows: list[int], summed: dict[int, int], rank: int) -> Tensor:
-    """[batch, rows, summed dims, other dims], without the batch where that is empty."""
-    shape, others = part.shape[:rank], part.shape[rank:]
-    if any(shape[i] != size for i, size in summed.items()):
-        part = part.expand([summed.get(i, size) for i, size in enumerate(shape)] + list(others))
-    kept = [*batch, *rows, *summed]
-    wide = [i for i in kept if part.shape[i] > 1]
-    if wide != sorted(wide):
-        absent = [i for i in range(rank) if i not in kept]
-        part = part.permute(*batch, *rows, *absent, *summed, *range(rank, part.dim()))
-    sizes = [prod([shape[i] for i in rows]), prod(summed.values()), *others]
-    return part.reshape([prod([shape[i] for i in batch]), *sizes] if batch else sizes)
+def _in_order(order: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether to permute is to reshape: dims of size 1 may be anywhere."""
+    wide = [i for i in order if shape[i] != 1]
+    return wide == sorted(wide)
+
+
+def _matrix_of(shape: torch.Size, batch: list[int], rows: list[int], summed: dict[int, int]) -> _Matrix:
+    expanded = tuple([summed.get(i, size) for i, size in enumerate(shape)])
+    order = (*batch, *rows, *[i for i in range(len(shape)) if i not in (*batch, *rows, *summed)], *summed)
+    sizes = prod([shape[i] for i in rows]), prod(summed.values())
+    return _Matrix(
+        rank=len(shape),
+        expanded=None if expanded == shape else expanded,
+        order=None if _in_order(order, expanded) else order,
+        shape=(prod([shape[i] for i in batch]), *sizes) if batch else sizes,
+    )
+
+
+def _matrix(part: Tensor, plan: _Matrix) -> Tensor:
+    own = part.shape[plan.rank :]
+    if plan.expanded is not None:
+        part = part.expand(plan.expanded + own)
+    if plan.order is not None:
+        part = part.permute(*plan.order, *range(plan.rank, part.dim()))
+    return part.reshape(plan.shape + own)
 
 
 def _total(fn: Any, value: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -182,6 +209,9 @@ def _plus_product(total: Tensor | None, table: Tensor, observed: Tensor, vanishi
         contradicted = impossible.to(observed.dtype) @ observed.detach().mT > 0
         product = _plus_product(total, table.masked_fill(impossible, 0.0), observed, False)
         return torch.where(contradicted, -torch.inf, product)
-    if total is None:
-        return table @ observed.mT
-    return (torch.addmm if table.dim() == 2 else torch.baddbmm)(total, table, observed.mT)
+    # By their names: what `@` and `mT` find out takes as long as a small product.
+    if table.dim() == 2:
+        observed = observed.t()
+        return table.mm(observed) if total is None else torch.addmm(total, table, observed)
+    observed = observed.transpose(1, 2)
+    return table.bmm(observed) if total is None else torch.baddbmm(total, table, observed)

@@ -32,7 +32,7 @@ from sumprod.distributions import (
     OneHotCategorical,
     Poisson,
 )
-from sumprod.distributions._checks import satisfied
+from sumprod.distributions._checks import is_within, satisfied
 
 __all__ = ["FORMS", "Expansion", "Form", "Lookup"]
 
@@ -66,19 +66,21 @@ def _log_odds(fn: Any) -> tuple[tuple[Tensor, Tensor], bool]:
     """Logarithms of p and 1 - p, and whether they may be -inf."""
     if "logits" in fn.__dict__:
         return (logsigmoid(fn.logits), logsigmoid(-fn.logits)), True
-    probs = clamp_probs(fn.probs)
+    probs = fn.probs
+    bound = torch.finfo(probs.dtype).eps
+    if not is_within(probs, bound, 1 - bound):  # cheaper than the gradient of a clamp that does nothing
+        probs = clamp_probs(probs)
     return (probs.log(), torch.log1p(-probs)), False
 
 
 def _bernoulli(fn: Any, value: Tensor) -> Expansion | None:
     rest = 1 - value
     if fn._validate_args:
-        ones = value.detach()
-        least, most = torch.aminmax(ones)
-        if not (least.item() >= 0 and most.item() <= 1):
-            return None
-        # No product is negative now, so that their sum is 0 only where all are.
-        if torch.dot(ones.flatten(), rest.detach().flatten()).item() != 0:
+        ones, zeros = value.reshape(-1), rest.reshape(-1)
+        if value.requires_grad:
+            ones, zeros = ones.detach(), zeros.detach()
+        # Within [0, 1] no product is negative, so that their sum is 0 only where all are.
+        if not is_within(ones, 0, 1) or torch.dot(ones, zeros).item() != 0:
             return None
     natural, vanishing = _log_odds(fn)
     return Expansion(natural, (value, rest), vanishing=vanishing)
