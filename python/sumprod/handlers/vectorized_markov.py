@@ -195,10 +195,13 @@ class VectorizedMarkovMessenger(MarkovMessenger):
             return
         if not isinstance(msg["fn"], SubsampleIndices):
             msg["infer"]["_chain"] = self.chain
-            if self.is_auxiliary:
-                msg["infer"]["_auxiliary"] = True
             if not msg["is_observed"]:
                 self._sites.append(msg)
+            if self.is_auxiliary:
+                if msg["is_observed"]:
+                    msg["stop"] = True  # nobody is to see it, and its value is there
+                    return
+                msg["infer"]["_auxiliary"] = True
         super()._pyro_sample(msg)
 
 

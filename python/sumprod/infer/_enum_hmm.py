@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sumprod.distributions import Bernoulli, Binomial, Categorical, OneHotCategorical
 from sumprod.distributions.util import broadcast_shape
 from sumprod.handlers.vectorized_markov import MarkovChain
 from sumprod.infer._enum_chain import ChainVariables, chain_variables, is_step
-from sumprod.infer._enum_sites import Names, Term, align, ordinal_of
+from sumprod.infer._enum_sites import Names, Term, align, ordinal_of, unmasked
 from sumprod.ops.contraction import contract
 from sumprod.ops.hmm_log_normalizer import hmm_log_normalizer
 from sumprod.ops.hmm_sample import hmm_sample
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["HiddenMarkov", "hidden_markov"]
 
+# Multiplications and additions of a chain from which on looking for the ends of its sequences pays.
+WORTH_LENGTHS = 1 << 20
+# Families whose probabilities sum to one, whatever their parameters.
+NORMALIZED = (Bernoulli, Binomial, Categorical, OneHotCategorical)
 # Combined states; with more, summing out step by step takes fewer operations.
 MOST_COMBINED = 64
 
@@ -46,12 +51,13 @@ class HiddenMarkov(NamedTuple):
     transition: Tensor  # [*batch or 1, steps or 1, S, S]
     emission: Tensor  # [*batch or 1, 1 + steps, S]; the first is that of the first states
     is_whole: bool  # nothing was summed out beforehand, and nothing outside is tied to it
+    lengths: Tensor | None  # [*batch]: the steps after these many sum to one
 
     def total(self) -> Term:
         """Log of the sum over all paths."""
-        return Term(
-            self.ordinal, self.batch, hmm_log_normalizer(*self._potentials(self.emission)), self.reach
-        )
+        potentials = self._potentials(self.emission)
+        total = hmm_log_normalizer(*potentials, lengths=self.lengths)
+        return Term(self.ordinal, self.batch, total, self.reach)
 
     def _potentials(self, emission: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         transition = self.transition
@@ -168,7 +174,39 @@ def _hidden_markov(graph: FactorGraph, chain: MarkovChain) -> HiddenMarkov:
         transition=transition,
         emission=torch.cat([initial.expand([*shape, 1, combined]), emission], -2),
         is_whole=is_whole,
+        lengths=_lengths(graph, chain, steps, batch, emission.shape),
     )
+
+
+def _lengths(
+    graph: FactorGraph, chain: MarkovChain, steps: Sequence[int], batch: Names, shape: Sequence[int]
+) -> Tensor | None:
+    """How many steps of each sequence matter, where one mask hides all that is observed later.
+
+    What is left there are the states' own distributions, which sum to one. None: all, or not worth a look.
+    """
+    if prod(shape) * shape[-1] < WORTH_LENGTHS:
+        return None
+    states = {site["name"] for site in chain.current}
+    sites = [graph.sites[i] for i in steps]
+    own = [site for site in sites if site["name"] in states]
+    if len(own) != len(states) or any(type(unmasked(site["fn"])) not in NORMALIZED for site in own):
+        return None  # the terms of a state are more than its distribution
+    masks = [site["mask"] for site in sites if site["name"] not in states]
+    mask = masks[0] if masks else None
+    if not isinstance(mask, Tensor) or any(other is not mask for other in masks):
+        return None
+    names = {frame.dim: frame.name for frame in graph.sites[steps[-1]]["cond_indep_stack"]}
+    dims = [names.get(dim) for dim in range(-mask.dim(), 0)]
+    kept = [i for i, size in enumerate(mask.shape) if size > 1]
+    order = (*batch, chain.name)
+    if not {dims[i] for i in kept} <= set(order):
+        return None
+    mask = align(mask.reshape([mask.shape[i] for i in kept]), tuple(dims[i] for i in kept), order)
+    mask = mask.expand(shape[:-1])
+    if not bool((mask[..., 1:] <= mask[..., :-1]).all()):
+        return None
+    return 1 + mask.sum(-1)
 
 
 def _members(graph: FactorGraph, chain: MarkovChain, own: ChainVariables) -> tuple[list[int], list[int]]:

@@ -95,11 +95,11 @@ class ChainPlan:
         what = f"chain '{self.name}': {_count(self.size, 'step')} of {', '.join(self.states)}"
         if self.refusal:
             return f"{what}; written out step by step, because {self.refusal}"
-        batch = f" for each of {' '.join(self.batch)}" if self.batch else ""
-        kind = "one matrix" if self.homogeneous else "a matrix per step"
+        batch = f"for each of {' '.join(self.batch)}, " if self.batch else ""
+        kind = "the same transitions at all steps" if self.homogeneous else "transitions of each step"
         return (
-            f"{what}; forward recursion of a hidden Markov model with {_count(self.combined, 'state')} and"
-            f" {kind} of transitions{batch}, {self.flops:,} flops"
+            f"{what}; {batch}forward recursion of a hidden Markov model with"
+            f" {_count(self.combined, 'state')} and {kind}, {self.flops:,} flops"
         )
 
 
