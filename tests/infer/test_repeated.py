@@ -26,6 +26,19 @@ def test_look_ups_with_equal_indices(table):
     assert all_alike([first, second])
 
 
+def test_the_same_part_of_look_ups(table):
+    def part(size, stride, offset):
+        return table[states()].as_strided(size, stride, offset)
+
+    assert all_alike([part((4, 1), (3, 0), 1), part((4, 1), (3, 0), 1)])
+    first = torch.ones(4, 3, requires_grad=True)[states()].as_strided((4, 1), (3, 0), 1)
+    leaf = torch.ones(4, 3, requires_grad=True)
+    parts = [leaf[states()].as_strided((4, 1), (3, 0), offset) for offset in (1, 2)]
+    assert torch.equal(first, parts[0])
+    assert not all_alike([first, parts[0]])
+    assert not all_alike(parts)
+
+
 def test_different_look_ups(table):
     assert not all_alike([table[states()], table[states().flip(0)]])
     assert not all_alike([table[states()], (table * 1.0)[states()]])
@@ -39,6 +52,12 @@ def test_leaves_and_other_operations_are_not_compared(table):
     leaves = [torch.ones(3, requires_grad=True) for _ in range(2)]
     assert not all_alike(leaves)
     assert all_alike([leaves[0], leaves[0]])
+
+
+def test_equal_look_ups_in_two_leaves():
+    first, second = (torch.ones(4, 3, requires_grad=True) for _ in range(2))
+    assert not all_alike([first[states()], second[states()]])
+    assert all_alike([first[states()], first[states()]])
 
 
 def test_tensors_without_gradients_are_compared_by_value():

@@ -144,7 +144,7 @@ def _member(site: Any) -> _Member | None:
     fn, value, mask = site["fn"], site["value"], site["mask"]
     if site["args"] or site["kwargs"] or not isinstance(value, Tensor):
         return None
-    event = 0
+    event, mask = 0, None if mask is True else mask
     if site["infer"].get("_enumerate_dim") is not None:
         fn, mask = unmasked(fn), None
         if type(fn) is not Categorical or not is_whole_support(value, fn._num_events):

@@ -22,7 +22,7 @@ def all_alike(tensors: Sequence[Tensor]) -> bool:
     """Whether the first tensor can stand for all: they are equal as functions of what they depend on.
 
     That is recognised of one tensor repeated, of equal tensors without gradients, and of look-ups with equal
-    indices in one tensor, if they are not large. False means "perhaps not".
+    indices in one tensor, or the same part of each, if they are not large. False means "perhaps not".
     """
     first = tensors[0]
     others = [other for other in tensors[1:] if other is not first]
@@ -57,6 +57,8 @@ def _same_node(one: Any, other: Any) -> bool:
         return one is not None
     if one is None or other is None or one.name() != other.name():
         return False
+    if not one.next_functions:
+        return False  # two leaves
     (source, number), (other_source, other_number) = one.next_functions[0], other.next_functions[0]
     if number != other_number:
         return False
@@ -67,6 +69,12 @@ def _same_node(one: Any, other: Any) -> bool:
         )
     elif one.name() == "PermuteBackward0":
         same = one._saved_dims == other._saved_dims
+    elif one.name() == "AsStridedBackward0":
+        same = (one._saved_size, one._saved_stride, one._saved_storage_offset) == (
+            other._saved_size,
+            other._saved_stride,
+            other._saved_storage_offset,
+        )
     elif one.name() == "AliasBackward0":
         same = True
     else:

@@ -158,14 +158,41 @@ def _categorical(name: str, parameter: Tensor) -> Any:
 
 
 def before_expansion(tensor: Tensor) -> Tensor:
-    """The tensor of which this one is an expanded view; itself when it is something else."""
+    """The tensor of which this one is an expanded view, or equal to it; itself when it is something else.
+
+    So an index or a slice that was expanded is taken from the whole again, without the steps in between.
+    """
     base = tensor._base
-    if base is None or base.storage_offset() != tensor.storage_offset():
+    if base is None or base.requires_grad != tensor.requires_grad:
         return tensor
-    if not _is_expansion(base.shape, base.stride(), tensor.shape, tensor.stride()):
+    if tensor.requires_grad and tensor.grad_fn is None and torch.is_grad_enabled():
+        return tensor  # a view of a leaf made without gradients must not give the leaf a gradient
+    shape, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
+    if base.storage_offset() == offset and _is_expansion(base.shape, base.stride(), shape, strides):
+        return base
+    if 0 not in strides or base.dtype != tensor.dtype or not _is_part(tensor.grad_fn, base):
         return tensor
-    # A view of a leaf made without gradients must not give the leaf a gradient.
-    return base if base.requires_grad == tensor.requires_grad else tensor
+    sizes = [1 if stride == 0 else size for size, stride in zip(shape, strides, strict=True)]
+    return base.as_strided(sizes, strides, offset)
+
+
+_PARTS = frozenset(
+    f"{name}Backward{number}"
+    for name in ("Expand", "Permute", "Select", "Slice", "Squeeze", "T", "Transpose", "Unsqueeze", "View")
+    for number in range(3)
+)
+
+
+def _is_part(node: Any, base: Tensor) -> bool:
+    """Whether a node of autograd (None: no gradient) did nothing but choose entries of `base`."""
+    if node is None:
+        return True
+    end = base.grad_fn
+    while node is not end and node is not None and node.name() in _PARTS:
+        node = node.next_functions[0][0]
+    if node is None:
+        return False
+    return node is end if end is not None else getattr(node, "variable", None) is base
 
 
 @functools.lru_cache(maxsize=1024)

@@ -64,7 +64,7 @@ class _RowSums(torch.autograd.Function):
         ctx.save_for_backward(index)
         ctx.values = table.shape[2]
         rows = _rows(index, ctx.values)
-        sums = embedding_bag(rows, table.reshape(-1, table.shape[-1]), mode="sum")
+        sums = embedding_bag(rows, table.reshape(-1, table.shape[-1]).contiguous(), mode="sum")
         return sums.view(*index.shape[:2], -1)
 
     @staticmethod
