@@ -7,14 +7,12 @@ resident size just before it: the data are there already, and a step on a short 
 from __future__ import annotations
 
 import importlib
-import json
-import subprocess
 import sys
 
 from _enum import Workload, hmm_of_events, hmm_of_tones, piano_rolls
-from _harness import Bench, DisagreementError, guarded, optional_import
+from _harness import Bench, guarded, optional_import
 from _machine import limit_threads
-from _memory import peak_growth
+from _memory import growth_in_child, growth_row, print_growth_of_step
 from _svi import PACKAGES, THREADS, started
 
 BATCH, STEPS, STATES, KEYS = 8, 800, 16, 88
@@ -34,20 +32,8 @@ def child(library: str, form: str, threads: int) -> int:
     started(warm, pyro)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    step = measured.build(pyro)
-    losses: list[float] = []
-    growth = peak_growth(lambda: losses.append(step()))
-    print(json.dumps({"growth": growth, "loss": losses[0]}))
+    print_growth_of_step(measured.build(pyro))
     return 0
-
-
-def measure(library: str, form: str, threads: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--child", library, form, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise DisagreementError(f"memory of {library}, {form} failed:\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def main() -> int:
@@ -57,16 +43,10 @@ def main() -> int:
         label = f"({BATCH},{STEPS},{STATES},{KEYS}), {form}"
         if not bench.wants(label):
             continue
-        ours = measure("sumprod", form, bench.options.threads)
-        row = {"case": label, "growth MB": f"{ours['growth'] / 1e6:.1f}"}
-        if with_pyro:
-            theirs = measure("pyro", form, bench.options.threads)
-            if abs(ours["loss"] - theirs["loss"]) > 1e-4 * abs(theirs["loss"]):
-                raise DisagreementError(f"{label}: loss {ours['loss']:.9g}, Pyro's {theirs['loss']:.9g}")
-            share = ours["growth"] / theirs["growth"]
-            row["Pyro: growth MB"] = f"{theirs['growth'] / 1e6:.1f}"
-            row["ours / Pyro"] = f"{share:.2f} (<= {AT_MOST:.2f} {bench.verdict(share <= AT_MOST)})"
-        bench.add_row(row)
+        rest = (form, str(bench.options.threads))
+        ours = growth_in_child(__file__, "sumprod", *rest)
+        theirs = growth_in_child(__file__, "pyro", *rest) if with_pyro else None
+        bench.add_row(growth_row(label, ours, theirs, AT_MOST, bench.verdict))
     return bench.finish()
 
 
