@@ -105,6 +105,8 @@ PROGRAMS = {
 }
 GROUPED = dict.fromkeys(PROGRAMS, ("x", "y", "z")) | {"masked inside": ("x",)}
 
+BY_PRODUCTS = ("tones", "own tones", "unmasked tones", "event", "normal event", "classes", "constant tones")
+
 
 def nothing():
     pass
@@ -187,6 +189,17 @@ def test_loss_derivatives_marginals_and_best_states(name, one_by_one):
     one_by_one()
     for value, expected in zip(ours, results(PROGRAMS[name], depth_of(name)), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_where_matrix_products_will_not_do(name, monkeypatch):
+    """Then densities are evaluated in smaller groups: they need more memory."""
+    calls = []
+    monkeypatch.setattr(_enum_groups, "summed_log_prob", lambda *args: calls.append(args))
+    monkeypatch.setattr(_enum_groups, "_MOST_ENTRIES", 2 * S * B * D)
+    test_terms(name)
+    test_which_sites_are_grouped(name, monkeypatch)
+    assert bool(calls) == (name in BY_PRODUCTS)
 
 
 def test_a_plate_with_a_variable_inside_is_kept():
