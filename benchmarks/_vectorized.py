@@ -88,8 +88,8 @@ def language(library: ModuleType) -> Language:
     return Language(library, library.distributions, indexing.Vindex)
 
 
-def parameters(words: Language, chains: Chains) -> dict[str, Tensor]:
-    return {name: words.primitives.param(words.prefix + name, x) for name, x in chains.start().items()}
+def parameters(words: Language, start: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: words.primitives.param(words.prefix + name, x) for name, x in start.items()}
 
 
 Program = Callable[[Tensor], None]
@@ -128,9 +128,10 @@ def tones_plate(words: Language, chains: Chains) -> Any:
 
 def loop(words: Language, chains: Chains) -> Program:
     """A Python loop over time."""
+    start = chains.start()
 
     def model(rolls: Tensor) -> None:
-        step = time_step(words, chains, tones_plate(words, chains), parameters(words, chains))
+        step = time_step(words, chains, tones_plate(words, chains), parameters(words, start))
         with words.primitives.plate("sequences", chains.batch, dim=-1 - chains.in_plate):
             states = None
             for t in words.primitives.markov(range(chains.steps)):
@@ -141,10 +142,11 @@ def loop(words: Language, chains: Chains) -> Program:
 
 def vectorized(words: Language, chains: Chains) -> Program:
     """All steps but the first at once."""
+    start = chains.start()
+    rows = torch.arange(chains.batch)[:, None]
 
     def model(rolls: Tensor) -> None:
-        step = time_step(words, chains, tones_plate(words, chains), parameters(words, chains))
-        rows = torch.arange(chains.batch)[:, None]
+        step = time_step(words, chains, tones_plate(words, chains), parameters(words, start))
         with words.primitives.plate("sequences", chains.batch, dim=-2 - chains.in_plate):
             states = None
             times = words.primitives.vectorized_markov(
