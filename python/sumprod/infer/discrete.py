@@ -28,6 +28,7 @@ from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._nesting import deepest_plate
 from sumprod.infer.elbo import Arguments, Keywords, Program
 from sumprod.infer.traceenum_elbo import Pair, TraceEnum_ELBO
+from sumprod.ops._plan import memory_budget
 from sumprod.settings import state
 
 __all__ = ["TraceEnumSample_ELBO", "infer_discrete"]
@@ -204,7 +205,7 @@ class TraceEnumSample_ELBO(TraceEnum_ELBO):
                 " differentiable_loss() or loss_and_grads() first, and clear_saved() after the last draw"
             )
         check_guide_is_not_enumerated(self._saved.guide_trace, "TraceEnumSample_ELBO.sample_saved()")
-        with BackwardSampleMessenger.of_posterior(self._saved.posterior):
+        with memory_budget(self.memory_budget), BackwardSampleMessenger.of_posterior(self._saved.posterior):
             return self._saved.run()
 
     def clear_saved(self) -> None:
