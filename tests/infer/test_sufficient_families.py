@@ -121,10 +121,10 @@ def derivatives(result, leaves):
     return [result.detach(), *[gradient.detach() for gradient in first], *second]
 
 
-def compare(family, layout, seed=0):
+def compare(family, layout, seed=0, of_data=True):
     parameters, make, value, mask, summed = problem(family, layout, seed)
     leaves = [parameter.requires_grad_() for parameter in parameters]
-    if value.is_floating_point() and not family.startswith(NO_GRADIENT_OF_DATA):
+    if of_data and value.is_floating_point() and not family.startswith(NO_GRADIENT_OF_DATA):
         leaves.append(value.requires_grad_())
     ours = summed_log_prob(make(*parameters), value, mask, summed)
     assert ours is not None
@@ -138,6 +138,23 @@ def compare(family, layout, seed=0):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_value_and_derivatives(family, layout):
     compare(family, layout)
+
+
+@pytest.mark.parametrize("layout", ["states x elements", "masked", "a table each"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_derivatives_by_parameters_alone(family, layout):
+    compare(family, layout, of_data=False)
+
+
+@pytest.mark.parametrize("wrong", [0.5, -1.0, 2.0, 1e-40, 1 - 2**-24, math.nan, math.inf])
+def test_only_zeros_and_ones_are_bits(wrong):
+    fn = dist.Bernoulli(torch.full((2, 1, 3), 0.5))
+    bits = torch.tensor([[[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]])
+    assert summed_log_prob(fn, bits, None, [2]) is not None
+    bits[0, 0, 1] = wrong
+    assert summed_log_prob(fn, bits, None, [2]) is None
+    cancelling = torch.tensor([[[2.0, (1 + 9**0.5) / 2, -1.0]]])
+    assert summed_log_prob(fn, cancelling, None, [2]) is None
 
 
 @given(

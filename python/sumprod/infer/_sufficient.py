@@ -83,7 +83,8 @@ def summed_log_prob(fn: Any, value: Tensor, mask: Tensor | None, summed: Sequenc
     total = _total(with_parameters(fn, names, tables), observed, chosen)
     if total is None:
         return None
-    total = (total if total.dtype == dtype else total.to(dtype)).reshape(plan.result)
+    # States are innermost in memory, as recursions over them want to read.
+    total = (total if total.dtype == dtype else total.to(dtype)).mT.reshape(plan.result)
     return total if plan.order is None else total.permute(plan.order)
 
 
@@ -153,7 +154,7 @@ def _matrix(part: Tensor, plan: _Matrix) -> Tensor:
 
 
 def _total(fn: Any, value: Tensor, mask: Tensor | None) -> Tensor | None:
-    """[batch, rows of parameters, rows of data]; None where it cannot be trusted."""
+    """[batch, rows of data, rows of parameters]; None where it cannot be trusted."""
     form = FORMS[type(fn)]
     if fn._validate_args and not form.checks and not _valid(fn.support, value):
         return None
@@ -165,7 +166,8 @@ def _total(fn: Any, value: Tensor, mask: Tensor | None) -> Tensor | None:
     along = -1 - len(fn._event_shape)  # the position of the summed dims
     count = found.statistic[0].shape[along]
     alike = found.natural[0].shape[along] < count
-    naturals, statistics, total = [], [], None
+    naturals, statistics = [], []
+    total: Tensor | None = None
     for natural, statistic in zip(found.natural, found.statistic, strict=True):
         if mask is not None:
             statistic = torch.where(mask if along == -1 else mask.unsqueeze(-1), statistic, 0.0)
@@ -178,14 +180,14 @@ def _total(fn: Any, value: Tensor, mask: Tensor | None) -> Tensor | None:
         naturals.append(constant)
         statistics.append((mask.sum(-1, keepdim=True) if alike else mask).to(constant.dtype))
     elif constant is not None:
-        total = constant * count if alike else constant.sum(-1, keepdim=True)
+        total = (constant.squeeze(-1) * count if alike else constant.sum(-1)).unsqueeze(-2)
     for natural, statistic in zip(naturals, statistics, strict=True):
-        total = _plus_product(total, natural, statistic, found.vanishing)
+        total = _plus_product(total, statistic, natural, found.vanishing)
     assert total is not None
     if carrier is not None:
         carrier = carrier if mask is None else torch.where(mask, carrier, 0.0)
-        total = total + carrier.sum(-1).unsqueeze(-2)
-    if found.fragile and not math.isfinite(total.detach().sum().item()):
+        total = total + carrier.sum(-1, keepdim=True)
+    if found.fragile and not _finite(total):
         return None
     return total
 
@@ -198,20 +200,24 @@ def _looked_up(table: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
     """sum_k table[..., s, k, index[..., n, k]] over those k where the mask is True."""
     if table.shape[-2] == 1 and table.shape[-1] <= index.shape[-1]:
         frequencies = counts(index, mask, table.shape[-1]).to(table.dtype)
-        return _plus_product(None, table.squeeze(-2), frequencies, True)
+        return _plus_product(None, frequencies, table.squeeze(-2), True)
     return summed_rows(table, index, mask)
 
 
-def _plus_product(total: Tensor | None, table: Tensor, observed: Tensor, vanishing: bool) -> Tensor:
-    """total + table @ observed^T, where -inf in the table times 0 is 0."""
-    if vanishing and not math.isfinite(table.detach().sum().item()):
+def _finite(table: Tensor) -> bool:
+    return math.isfinite((table.detach() if table.requires_grad else table).sum().item())
+
+
+def _plus_product(total: Tensor | None, observed: Tensor, table: Tensor, vanishing: bool) -> Tensor:
+    """total + observed @ table^T, where 0 times -inf in the table is 0."""
+    if vanishing and not _finite(table):
         impossible = table == -torch.inf
-        contradicted = impossible.to(observed.dtype) @ observed.detach().mT > 0
-        product = _plus_product(total, table.masked_fill(impossible, 0.0), observed, False)
+        contradicted = observed.detach() @ impossible.to(observed.dtype).mT > 0
+        product = _plus_product(total, observed, table.masked_fill(impossible, 0.0), False)
         return torch.where(contradicted, -torch.inf, product)
     # By their names: what `@` and `mT` find out takes as long as a small product.
     if table.dim() == 2:
-        observed = observed.t()
-        return table.mm(observed) if total is None else torch.addmm(total, table, observed)
-    observed = observed.transpose(1, 2)
-    return table.bmm(observed) if total is None else torch.baddbmm(total, table, observed)
+        table = table.t()
+        return observed.mm(table) if total is None else torch.addmm(total, observed, table)
+    table = table.transpose(1, 2)
+    return observed.bmm(table) if total is None else torch.baddbmm(total, observed, table)

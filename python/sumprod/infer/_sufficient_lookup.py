@@ -1,4 +1,4 @@
-"""Sums of table entries at many indices: out[s, n] = sum_k table[s, k, index[n, k]].
+"""Sums of table entries at many indices: out[n, s] = sum_k table[s, k, index[n, k]].
 
 A gather of all entries would be of size S N K, and its gradient of size S N K V. The sum is linear in the
 table, so that its gradient is the transposed sum, and the gradient of that the sum again.
@@ -27,7 +27,7 @@ def summed_rows(table: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
         mask: (..., N, K) of dtype bool.
 
     Returns:
-        (..., S, N), a transposed view. Memory and work of the derivatives are O(N K + N S + K V S).
+        (..., N, S). Memory and work of the derivatives are O(N K + N S + K V S).
     """
     if mask is not None:
         index = torch.where(mask, index, table.shape[-1])
@@ -36,7 +36,7 @@ def summed_rows(table: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
     batched = table.dim() == 4
     if not batched:
         table, index = table.unsqueeze(0), index.unsqueeze(0)
-    total = _RowSums.apply(table.permute(0, 2, 3, 1), index).mT  # type: ignore[no-untyped-call]
+    total = _RowSums.apply(table.permute(0, 2, 3, 1), index)  # type: ignore[no-untyped-call]
     return total if batched else total.squeeze(0)  # type: ignore[no-any-return]
 
 
