@@ -253,6 +253,15 @@ def press_at(*steps: int) -> Any:
     return callback
 
 
+@pytest.fixture
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Python's own handler of Ctrl-C, which a run in the background may lack."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_interrupts")
 def test_ctrl_c_ends_training_between_steps_with_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "svi.pt"
     svi = start(path, callbacks=[press_at(6)])
@@ -269,6 +278,7 @@ def test_ctrl_c_ends_training_between_steps_with_a_checkpoint(tmp_path: Path) ->
     assert everything(resumed) == expected
 
 
+@pytest.mark.usefixtures("_ctrl_c_interrupts")
 def test_second_ctrl_c_takes_effect_at_once() -> None:
     def press_twice(svi: SVI, step: int, loss: float) -> None:
         os.kill(os.getpid(), signal.SIGINT)
