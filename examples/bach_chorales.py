@@ -26,7 +26,7 @@ from torch.nn.functional import softplus
 
 import sumprod
 from sumprod.distributions import Bernoulli, Beta, Categorical, Dirichlet
-from sumprod.handlers import block, scale
+from sumprod.handlers import block, mask, scale
 from sumprod.infer import SVI, TraceEnum_ELBO, infer_discrete
 from sumprod.infer.autoguide import AutoDelta, init_to_value
 from sumprod.optim import ClippedAdam
@@ -99,23 +99,28 @@ class Parameters(NamedTuple):
     keys: Tensor  # [S, 88]: p(x_tk = 1 | z_t)
 
 
-def chain(parameters: Parameters, music: Batch) -> list[Tensor]:
-    """States and keys of a batch of chorales; returns the states by time step.
+def chain(parameters: Parameters, music: Batch, alone: bool = False) -> Tensor:
+    """States and keys of a batch of chorales; returns the states, [T, B].
 
-    After a chorale's end nothing is heard, and any state is as likely as any other, whatever was before: so
-    that the end of a short chorale is decoded as if it stood alone.
+    After a chorale's end nothing is heard. With `alone`, any state is then as likely as any other, whatever
+    was before, so that the end of a short chorale is decoded as if it stood alone; the likelihood is the same
+    without. Where the states are summed out, `scan` runs all steps but the first at once.
     """
-    states: list[Tensor] = []
-    shortest = int(music.lengths.min())
-    with sumprod.plate("chorales", len(music.names)):
-        for t in sumprod.markov(range(music.rolls.shape[1])):
-            goes_on = t < music.lengths
-            state = parameters.transition[states[-1]] if states else parameters.initial
-            if t >= shortest:
-                state = state.where(goes_on[:, None], torch.full_like(state, 1 / state.shape[-1]))
-            states.append(sumprod.sample(f"z{t}", Categorical(state), infer={"enumerate": "parallel"}))
-            keys = Bernoulli(parameters.keys[states[-1]]).to_event(1)
-            sumprod.sample(f"x{t}", keys.mask(goes_on), obs=music.rolls[:, t])
+    anywhere = torch.full_like(parameters.initial, 1 / len(parameters.initial))
+
+    def step(before: Tensor | None, now: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        keys, goes_on = now
+        state = parameters.initial if before is None else parameters.transition[before]
+        if alone:
+            state = state.where(goes_on[..., None], anywhere)
+        z = sumprod.sample("z", Categorical(state), infer={"enumerate": "parallel"})
+        with mask(mask=goes_on):
+            sumprod.sample("x", Bernoulli(parameters.keys[z]).to_event(1), obs=keys)
+        return z, z
+
+    steps = music.rolls.transpose(0, 1), sounding(music).T
+    with sumprod.plate("chorales", len(music.names), dim=-1):
+        _, states = sumprod.scan(step, None, steps, dim=-2)
     return states
 
 
@@ -135,7 +140,7 @@ def program(music: Batch, states: int, weight: float) -> None:
         chain(parameters, music)
 
 
-def nothing_else(parameters: Parameters, music: Batch) -> None:
+def nothing_else(parameters: Parameters, music: Batch, alone: bool = False) -> None:
     """The guide of `chain`: besides the states, which are summed out, it has nothing latent."""
 
 
@@ -166,7 +171,7 @@ def independent_nll(train: Batch, batch: Batch) -> Tensor:
 
 def nll(parameters: Parameters, batch: Batch) -> float:
     """-log p(x) of all chorales of a batch together, the states summed out."""
-    return TraceEnum_ELBO(max_plate_nesting=1).loss(chain, nothing_else, parameters, batch)
+    return TraceEnum_ELBO(max_plate_nesting=2).loss(chain, nothing_else, parameters, batch)
 
 
 def fit(batch: Batch, states: int, epochs: int, seed: int) -> tuple[Parameters, list[float]]:
@@ -182,7 +187,7 @@ def fit(batch: Batch, states: int, epochs: int, seed: int) -> tuple[Parameters, 
     guide = AutoDelta(block(program, expose=list(values)), init_loc_fn=init_to_value(values=values))
     decay = (LAST_RATE / LEARNING_RATE) ** (1 / (epochs * len(parts)))
     optimizer = ClippedAdam({"lr": LEARNING_RATE, "lrd": decay})
-    svi = SVI(program, guide, optimizer, TraceEnum_ELBO(max_plate_nesting=1))
+    svi = SVI(program, guide, optimizer, TraceEnum_ELBO(max_plate_nesting=2))
     history = []
     with tqdm(range(epochs), desc="fitting", unit="epoch") as bar:
         for _ in bar:
@@ -230,23 +235,24 @@ def sounding(batch: Batch) -> Tensor:
 
 def best_paths(parameters: Parameters, batch: Batch) -> Tensor:
     """`Decoded.path`."""
-    best = infer_discrete(chain, first_available_dim=-2, temperature=0)
-    return torch.stack(best(parameters, batch), dim=-1).where(sounding(batch), -1)
+    best = infer_discrete(chain, first_available_dim=-3, temperature=0)
+    return best(parameters, batch, alone=True).T.where(sounding(batch), -1)
 
 
 def drawn_paths(parameters: Parameters, batch: Batch) -> Tensor:
     """`Decoded.samples`: a draw for each of several copies of every chorale."""
     copies = select(batch, torch.arange(len(batch.names)).repeat(SAMPLES))
-    draw = infer_discrete(chain, first_available_dim=-2, temperature=1)
-    paths = torch.stack(draw(parameters, copies), dim=-1).where(sounding(copies), -1)
+    draw = infer_discrete(chain, first_available_dim=-3, temperature=1)
+    paths = draw(parameters, copies, alone=True).T.where(sounding(copies), -1)
     return paths.reshape(SAMPLES, *batch.rolls.shape[:2])
 
 
 def smoothed(parameters: Parameters, batch: Batch) -> Tensor:
     """`Decoded.marginals`."""
-    elbo = TraceEnum_ELBO(max_plate_nesting=1)
-    marginals = elbo.compute_marginals(chain, nothing_else, parameters, batch)
-    return torch.stack([m.probs for m in marginals.values()], dim=1) * sounding(batch)[..., None]
+    elbo = TraceEnum_ELBO(max_plate_nesting=2)
+    marginals = elbo.compute_marginals(chain, nothing_else, parameters, batch, alone=True)
+    first, others = (marginal.probs for marginal in marginals.values())
+    return torch.cat([first[None], others]).transpose(0, 1) * sounding(batch)[..., None]
 
 
 def timed(function: Callable[[], Result], repeats: int = 3) -> tuple[Result, float]:

@@ -58,6 +58,13 @@ class EnumAllocator:
         if self.next_available_dim is not None and self._leftmost:
             self.next_available_dim = min(self.next_available_dim, self._leftmost - 1)
 
+    @property
+    def rightmost(self) -> int | None:
+        """The rightmost dim of any variable, so far or next; None before the first dim is set."""
+        if self.next_available_dim is None:
+            return None
+        return max(self.next_available_dim, max(self._given, default=self.next_available_dim))
+
     def visible(self, iteration: Iteration) -> dict[int, int]:
         """Dims and ids of the variables that a site may depend on, wherever it is in chains."""
         found = dict(self.dim_to_id)

@@ -247,7 +247,7 @@ def test_the_whole_program_adds_the_prior_of_the_keys(batches: tuple[bach.Batch,
     test = batches[1]
     parameters = drawn_parameters(STATES)
     fixed = handlers.condition(bach.program, data=parameters._asdict())
-    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(fixed, lambda *_: None, test, STATES, 3.0)
+    loss = TraceEnum_ELBO(max_plate_nesting=2).loss(fixed, lambda *_: None, test, STATES, 3.0)
     keys = parameters.keys.double()
     one = 1 + bach.PSEUDO_COUNT
     beta = torch.lgamma(torch.tensor(2 * one)) - 2 * torch.lgamma(torch.tensor(one))
@@ -263,7 +263,7 @@ def test_the_baseline_is_the_best_model_with_one_state(batches: tuple[bach.Batch
     baseline = float(bach.independent_nll(train, train).sum())
     assert bach.nll(parameters, train) == pytest.approx(baseline, rel=1e-5)
     fixed = handlers.condition(bach.program, data=parameters._asdict())
-    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(fixed, lambda *_: None, train, 1, 1.0)
+    loss = TraceEnum_ELBO(max_plate_nesting=2).differentiable_loss(fixed, lambda *_: None, train, 1, 1.0)
     (slope,) = torch.autograd.grad(loss, keys)
     logit_slope = slope * keys * (1 - keys)
     assert logit_slope.abs().max() < 1e-5 * train.lengths.sum()  # a stationary point of a concave function

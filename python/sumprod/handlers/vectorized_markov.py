@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from sumprod._enum_allocator import enum_allocator
 from sumprod.handlers.condition import ConditionMessenger
 from sumprod.handlers.do import DoMessenger
 from sumprod.handlers.markov import MarkovMessenger
@@ -152,6 +153,8 @@ class VectorizedMarkovMessenger(MarkovMessenger):
         self._plate = plate
         with plate:
             chain.dim = plate.dim
+            if chain.mode == "enumerated":
+                _check_room(chain)
             self.is_auxiliary = True
             for k in range(chain.history):
                 yield self._begin(chain.previous, TimeIndex.of(k, k + chain.steps, self.device))
@@ -272,6 +275,18 @@ def _named_by(handler: Any) -> Iterator[str]:
         yield from handler.data if isinstance(handler.data, dict) else list(handler.data)
     elif isinstance(handler, ReplayMessenger) and handler.trace is not None:
         yield from handler.trace.nodes
+
+
+def _check_room(chain: MarkovChain) -> None:
+    """Raise if the steps are where enumerated variables go."""
+    assert chain.dim is not None
+    taken = enum_allocator().rightmost
+    if taken is not None and chain.dim <= taken:
+        raise ValueError(
+            f"plate stack overflow: the steps of vectorized_markov '{chain.name}' are at dim {chain.dim}, but"
+            f" enumerated variables are at dim {taken} and left of it\nTry increasing"
+            f" max_plate_nesting to at least {-chain.dim}, or first_available_dim={chain.dim - 1}"
+        )
 
 
 def _check_alike(chain: MarkovChain) -> None:
