@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Literal
 
@@ -129,10 +130,12 @@ class VectorizedMarkovMessenger(MarkovMessenger):
     def __iter__(self) -> Iterator[Any]:
         steps = self._steps()
         self._iterable = steps
-        try:
-            yield from super().__iter__()
-        finally:
-            steps.close()
+        # The plate around many steps is to be inside this handler, also when it opens before the first step.
+        with self if self.history == 0 else nullcontext():
+            try:
+                yield from super().__iter__()
+            finally:
+                steps.close()
 
     def _steps(self) -> Generator[Any, None, None]:
         chain = self.chain = MarkovChain(self.chain.name, self.size, self.dim, self.history)
