@@ -231,3 +231,15 @@ def test_constraints_of_lean_families_are_torchs():
         ours, theirs = make(dist, case, (2,)), make(td, case, (2,))
         assert type(ours.support) is type(theirs.support)
         assert constraints.is_dependent(type(ours).support) == constraints.is_dependent(type(theirs).support)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_odds_of_certain_events_are_torchs_with_two_derivatives(dtype):
+    results = []
+    for module in (dist, td):
+        probs = torch.tensor([0.0, 1.0, 1e-30, 0.3, 0.5, 1 - 1e-3], dtype=dtype, requires_grad=True)
+        logits = module.Bernoulli(probs).logits
+        (first,) = torch.autograd.grad(logits.cos().sum(), probs, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), probs)
+        results.append((logits, first, second))
+    torch.testing.assert_close(*results)

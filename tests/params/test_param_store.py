@@ -49,6 +49,22 @@ def test_value_and_leaf(
     assert not store["x"].equal(before)
 
 
+@pytest.mark.parametrize("constraint", [constraints.simplex, constraints.independent(constraints.simplex, 1)])
+def test_the_fast_simplex_is_the_transform(store: ParamStoreDict, constraint: constraints.Constraint) -> None:
+    draw = torch.Generator().manual_seed(0)
+    init = torch.rand(5, 7, 4, dtype=torch.float64, generator=draw)
+    value = store.get_param("x", init / init.sum(-1, keepdim=True), constraint)
+    leaf = value.unconstrained()
+    with torch.no_grad():
+        leaf.mul_(50)  # from 1e-40 to 1 - 1e-16
+    weights = torch.randn(5, 7, 4, dtype=torch.float64, generator=draw)
+    results = []
+    for one in (store["x"], transform_to(constraint)(leaf)):
+        (gradient,) = torch.autograd.grad((one * weights).sum(), leaf)
+        results.append((one, gradient))
+    torch.testing.assert_close(*results, rtol=1e-13, atol=1e-15)
+
+
 def test_the_fast_positive_has_the_bits_of_the_transform(store: ParamStoreDict) -> None:
     init = torch.rand(1000, dtype=torch.float64) * 10
     value = store.get_param("x", init, constraints.positive)

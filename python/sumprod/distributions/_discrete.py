@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 
 from sumprod.distributions._checks import eager, is_nonnegative, is_positive, is_real, is_within
-from sumprod.distributions._family import NO_DIMS, PUBLIC, Family, LeanFamily, alone
+from sumprod.distributions._family import NO_DIMS, PUBLIC, Family, LeanFamily, alone, expanded
 from sumprod.distributions._shapes import stretched_dims
 from sumprod.distributions._support import is_whole_support, mark_as_support
 from sumprod.distributions.torch_distribution import TorchDistributionMixin
@@ -42,15 +43,22 @@ class Bernoulli(LeanFamily, torch.distributions.Bernoulli, TorchDistributionMixi
             if self._start(parameter.shape, validate_args) and not (eager() and is_real(parameter)):
                 self._check_closely()
 
+    @lazy_property
+    def logits(self) -> Tensor:
+        """Log odds. As in torch, probabilities are kept away from 0 and 1 by the dtype's epsilon."""
+        eps = torch.finfo(self.probs.dtype).eps
+        # logit's own eps would make second derivatives NaN at 0 and 1.
+        return self.probs.clamp(eps, 1 - eps).logit()
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution under a larger batch shape; parameters are shared, not copied."""
         new: Any = self._blank(Bernoulli, _instance)
         members = self.__dict__
         for name in ("probs", "logits"):
             if name in members:
-                new.__dict__[name] = expanded = members[name].expand(batch_shape)
+                new.__dict__[name] = parameter = expanded(members[name], batch_shape)
                 if members[name] is self._param:
-                    new._param = expanded
+                    new._param = parameter
         return _set_state(self, new, torch.Size(batch_shape))
 
     def sample(self, sample_shape: Any = NO_DIMS) -> Any:
@@ -177,7 +185,7 @@ class Categorical(Family, torch.distributions.Categorical, TorchDistributionMixi
         members = self.__dict__
         given: Tensor = members["_weights"] if "_weights" in members else members["logits"]
         values = torch.arange(self._num_events, device=given.device)
-        return mark_as_support(values.view((-1,) + (1,) * (-dim - 1)) if dim < -1 else values)
+        return mark_as_support(values.view(-1, *(1,) * (-dim - 1)) if dim < -1 else values)
 
     def sample(self, sample_shape: Any = NO_DIMS) -> Any:
         """Draws of dtype int64."""
@@ -244,6 +252,11 @@ class Poisson(LeanFamily, torch.distributions.Poisson, TorchDistributionMixin):
         return torch.xlogy(value, rate) - rate - (value + 1).lgamma()
 
 
+@functools.cache
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max
+
+
 def _are_weights(given: Tensor) -> bool:
     """Whether these surely become probabilities when divided by their total, by a look at the extremes."""
     if given.numel() == 0:
@@ -252,7 +265,7 @@ def _are_weights(given: Tensor) -> bool:
         given = given.detach()
     least, most = torch.aminmax(given)
     low, high = least.item(), most.item()
-    if not (low >= 0 and high * given.shape[-1] <= torch.finfo(given.dtype).max):
+    if not (low >= 0 and high * given.shape[-1] <= _largest(given.dtype)):
         return False
     return low > 0 or is_positive(given.sum(-1))
 

@@ -17,7 +17,7 @@ from torch.distributions.utils import broadcast_all
 from sumprod.distributions._checks import eager, satisfied
 from sumprod.distributions._switch import ValidateArgs
 
-__all__ = ["NO_DIMS", "PUBLIC", "Family", "LeanFamily", "alone", "together"]
+__all__ = ["NO_DIMS", "PUBLIC", "Family", "LeanFamily", "alone", "expanded", "together"]
 
 NO_DIMS = torch.Size()
 
@@ -80,9 +80,15 @@ class LeanFamily(Family):
         new: Any = self._blank(family, _instance)
         batch_shape = torch.Size(batch_shape)
         same = batch_shape == self._batch_shape
+        like: Tensor | None = None
         for name in family._parameters:
             parameter = getattr(self, name)
-            setattr(new, name, parameter if same else parameter.expand(batch_shape))
+            if not same:
+                # `expand_as` takes half the time of `expand`, which has to read the sizes.
+                parameter = like = (
+                    expanded(parameter, batch_shape) if like is None else parameter.expand_as(like)
+                )
+            setattr(new, name, parameter)
         new._batch_shape = batch_shape
         new._event_shape = NO_DIMS
         new._validate_args = self._validate_args
@@ -131,4 +137,9 @@ def alone(a: Any) -> Tensor:
 def _filled_like(like: Tensor, number: float) -> Tensor:
     # One element under any shape: nothing is written per entry of the batch.
     filled = torch.full(NO_DIMS, number, dtype=like.dtype, device=like.device)
-    return filled.expand(like.shape) if like.dim() else filled
+    return filled.expand_as(like) if like.dim() else filled
+
+
+def expanded(tensor: Tensor, shape: Any) -> Tensor:
+    """`tensor.expand(shape)`; torch reads sizes faster when each is an argument of its own."""
+    return tensor.expand(*shape) if shape else tensor.expand(shape)

@@ -65,10 +65,10 @@ class TraceMessenger(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if self.param_only or msg["infer"].get("_do_not_trace"):
             return
-        self.trace.add_node(msg["name"], **msg)
+        self.trace._append(msg["name"], msg.copy())
 
     def _pyro_post_param(self, msg: Any) -> None:
-        self.trace.add_node(msg["name"], **msg)
+        self.trace._append(msg["name"], msg.copy())
 
 
 class TraceHandler:

@@ -65,6 +65,10 @@ class Trace:
         Raises:
             RuntimeError: a sample site of this name is there already, or a site of another type.
         """
+        self._append(site_name, site)
+
+    def _append(self, site_name: str, site: Any) -> None:
+        """`add_node` of a dict that the trace may keep; many keywords take longer than all the rest."""
         known = self.nodes.get(site_name)
         if known is not None:
             if known["type"] != site["type"]:
