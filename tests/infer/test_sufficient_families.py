@@ -112,9 +112,8 @@ def plain(fn, value, mask, summed):
 
 def derivatives(result, leaves):
     weights = torch.linspace(-1, 2, result.numel(), dtype=result.dtype).reshape(result.shape)
-    first = torch.autograd.grad((weights * result).sum(), leaves, create_graph=True)
-    if not any(gradient.requires_grad for gradient in first):  # linear
-        return [result.detach(), *first]
+    loss = (weights * result + result.square() / 8).sum()
+    first = torch.autograd.grad(loss, leaves, create_graph=True)
     weighted = [gradient * torch.linspace(2, -1, gradient.shape[-1], dtype=DOUBLE) for gradient in first]
     total = sum(gradient.sum() for gradient in weighted)
     second = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)

@@ -126,7 +126,9 @@ def with_parameters(like: Any, names: Sequence[str], parameters: Sequence[Tensor
     """A distribution of the family of `like`, with other parameters, which are not checked."""
     cls: Any = type(like)
     new = cls.__new__(cls)
-    shape = torch.Size(broadcast_shape(*(parameter.shape for parameter in parameters)))
+    shape = parameters[0].shape
+    if any(parameter.shape != shape for parameter in parameters):
+        shape = torch.Size(broadcast_shape(*(parameter.shape for parameter in parameters)))
     if own_dims(cls):
         shape = shape[:-1]
     if cls in _OF_CATEGORICAL:
