@@ -22,6 +22,7 @@
 #include <tuple>
 #include <vector>
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -70,6 +71,21 @@ Tensor empty_result(const PlanProgram& program, int32_t slot, const Tensor& like
   return torch::stable::new_empty(like, {shape.data(), shape.size()});
 }
 
+// A new contiguous tensor of the shape and dtype of another. There may be thousands, most of them tiny: through the
+// dispatcher, making them would take longer than computing what they hold.
+Tensor empty_gradient(const Tensor& like) {
+  const auto sizes = like.sizes();
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d]) strides[d] = stride;
+  const bool is_float = like.scalar_type() == ScalarType::Float;
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      is_float ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(), aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
 std::vector<OperandData> data_of(const std::vector<Tensor>& operands) {
   std::vector<OperandData> out;
   out.reserve(operands.size());
@@ -108,8 +124,7 @@ std::vector<Tensor> contract_backward(std::vector<Tensor> grads, std::vector<Ten
   std::vector<OperandData> operands = data_of(factors);
   for (size_t i = 0; i < factors.size(); ++i) {
     const auto sizes = factors[i].sizes();
-    factor_grads.push_back(views->adds[i] ? torch::stable::new_zeros(factors[i], sizes)
-                                          : torch::stable::new_empty(factors[i], sizes));
+    factor_grads.push_back(views->adds[i] ? torch::stable::new_zeros(factors[i], sizes) : empty_gradient(factors[i]));
     operands[i].grad = factor_grads.back().mutable_data_ptr();
   }
   each_component(*plan, *views, operands, [&](size_t i, ComponentRun& run) {

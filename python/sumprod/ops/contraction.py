@@ -198,12 +198,13 @@ def _graph(
         numbers: dict[int, int] = {}
         operands = tuple([numbers.setdefault(id(tensor), len(numbers)) for tensor in unique])
         unique = list({id(tensor): tensor for tensor in unique}.values())
-    dtype = _common_dtype(unique)
+    dtypes = _dtypes(unique)
+    dtype = functools.reduce(torch.promote_types, dtypes)
     compute = torch.promote_types(dtype, torch.float32)
-    if dtype != compute or any(tensor.dtype != compute for tensor in unique):
+    if dtypes != {compute}:
         unique = [tensor.to(compute) for tensor in unique]
     structure = (
-        tuple([names if type(names) in (tuple, str) else tuple(names) for names in dims]),
+        tuple(dims) if {*map(type, dims)} <= {tuple, str} else tuple(map(tuple, dims)),
         tuple([tuple(map(int, tensor.shape)) if compiling else tensor.shape for tensor in tensors]),
         frozenset(plates),
         tuple(kept),
@@ -243,10 +244,10 @@ def _constants(
     return plan.encoded(operands), plan.result_dims
 
 
-def _common_dtype(tensors: list[Tensor]) -> torch.dtype:
+def _dtypes(tensors: list[Tensor]) -> set[torch.dtype]:
+    """The dtypes of tensors that are floating-point and on one device."""
     try:
         dtypes = {tensor.dtype for tensor in tensors}
-        devices = {tensor.device for tensor in tensors}
         wrong = not all(dtype.is_floating_point for dtype in dtypes)
     except AttributeError:
         wrong = True
@@ -257,10 +258,11 @@ def _common_dtype(tensors: list[Tensor]) -> torch.dtype:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point()
         )
         raise TypeError(f"Expected factor {i} to be a floating-point tensor, got {got}")
-    if len(devices) > 1:
+    # Whether they are on the CPU is asked first: it makes no object of every tensor's device.
+    if {tensor.is_cpu for tensor in tensors} != {True} and len({tensor.device for tensor in tensors}) > 1:
         i = next(i for i, tensor in enumerate(tensors) if tensor.device != tensors[0].device)
         raise ValueError(f"factor {i} is on {tensors[i].device}, factor 0 on {tensors[0].device}")
-    return functools.reduce(torch.promote_types, dtypes)
+    return dtypes
 
 
 @lru_cache(maxsize=1024)
