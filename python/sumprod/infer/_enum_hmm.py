@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sumprod.distributions import Bernoulli, Binomial, Categorical, OneHotCategorical
 from sumprod.distributions.util import broadcast_shape
+from sumprod.errors import SupportError
 from sumprod.handlers.vectorized_markov import MarkovChain
 from sumprod.infer._enum_chain import ChainVariables, chain_variables, is_step
 from sumprod.infer._enum_sites import Names, Term, align, ordinal_of, unmasked
@@ -70,7 +71,7 @@ class HiddenMarkov(NamedTuple):
     def draw(
         self, maximise: bool, plates: Sequence[tuple[Hashable, int]]
     ) -> dict[Hashable, tuple[Names, Tensor]] | None:
-        """Values of the chain's variables; None where some total is -inf or NaN.
+        """Values of the chain's variables; None if some slice of the plates has no possible path, or NaN.
 
         Args:
             maximise: the most probable path, not a draw.
@@ -86,20 +87,16 @@ class HiddenMarkov(NamedTuple):
         # Every slice of the plates has a path of its own.
         emission = emission.expand([size for _, size in plates] + list(emission.shape[-2:]))
         potentials = self._replace(transition=transition)._potentials(emission)
-        if not bool(hmm_log_normalizer(*potentials).isfinite().all()):
-            return None
-        path = hmm_viterbi(*potentials).path if maximise else hmm_sample(*potentials).squeeze(0)
-        return self._decoded(path, names)
+        try:
+            path = hmm_viterbi(*potentials).path if maximise else hmm_sample(*potentials).squeeze(0)
+        except SupportError:
+            return None  # which sites are to blame is for the graph to say
+        return None if bool((path[..., 0] < 0).any()) else self._decoded(path, names)
 
     def _decoded(self, path: Tensor, plates: Names) -> dict[Hashable, tuple[Names, Tensor]]:
         """Values of variables from combined states [*plates, 1 + steps]."""
         own = chain_variables(self.chain)
-        sizes = self.sizes * self.chain.history  # of the parts of a combined state
-        parts = []
-        for size in reversed(sizes):
-            parts.append(path % size)
-            path = path // size
-        parts.reverse()
+        parts = _parts(path, self.sizes * self.chain.history)
         found: dict[Hashable, tuple[Names, Tensor]] = {}
         within = len(self.sizes)  # states of a step
         for state in range(within):
@@ -111,6 +108,15 @@ class HiddenMarkov(NamedTuple):
                 value = whole[..., lag : lag + self.chain.steps]
                 found[many[self.kept[state]]] = (*plates, self.chain.name), value
         return found
+
+
+def _parts(states: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The states that combined ones are made of; the last varies fastest."""
+    parts = []
+    for size in sizes[:0:-1]:
+        parts.append(states % size)
+        states = states // size
+    return [states, *reversed(parts)]
 
 
 class _Misfit(Exception):
