@@ -10,6 +10,7 @@ from sumprod.handlers.util import prune_subsample_sites
 from sumprod.infer import TraceEnum_ELBO, _enum_groups
 from sumprod.infer._enum_groups import site_terms
 from sumprod.infer._enum_sites import site_density, site_term, variable_of
+from sumprod.ops.indexing import Vindex
 
 DOUBLE = torch.float64
 S, B, T, D, V = 3, 4, 5, 6, 4
@@ -229,3 +230,44 @@ def test_nan_stays_in_its_element_where_nothing_is_validated(family, monkeypatch
     assert nan[1, 2].all()
     nan[1, 2] = False
     assert not nan.any()
+
+
+def hidden_markov(family, vectorized):
+    """Sequences of different lengths; a state moves by a learned table and emits all tones."""
+    make, data = FAMILIES[family]
+    lengths = LENGTHS.squeeze(-1)  # (sequences, 1)
+
+    def run():
+        table = emission()
+        moves = uniform(S, S, seed=6)
+        tones = sumprod.plate("tones", D, dim=-1)
+        with sumprod.plate("sequences", B, dim=-3 if vectorized else -2) as batch:
+            x = 0
+            if vectorized:
+                times = sumprod.vectorized_markov(name="time", size=T, dim=-2)
+            else:
+                times = sumprod.markov(range(T))
+            for t in times:
+                mask = t < lengths
+                with handlers.mask(mask=mask.unsqueeze(-1) if vectorized else mask):
+                    x = sumprod.sample(f"x_{t}", dist.Categorical(moves[x]), infer=dict(PARALLEL))
+                    observed = Vindex(data)[batch[:, None], t] if vectorized else data[:, t]
+                    with tones:
+                        sumprod.sample(f"y_{t}", make(table[x.squeeze(-1)]), obs=observed)
+
+    return run
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vectorised_chains_and_loops(family, products):
+    found = []
+    for vectorized in (True, False):
+        elbo = TraceEnum_ELBO(max_plate_nesting=3 if vectorized else 2)
+        loss = elbo.differentiable_loss(hidden_markov(family, vectorized), lambda: None)
+        leaf = dict(sumprod.get_param_store().named_parameters())["emission"]
+        found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+        assert len(products) > 0
+        assert all(answer is not None for answer in products)
+        products.clear()
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-11)

@@ -136,7 +136,7 @@ def _normal(fn: Any, value: Tensor) -> Expansion | None:
     Let R be the largest (|v - centre| + |loc - centre|) / scale. Terms of size R^2 / 2 are added, while what
     they add up to may be of size 1. In double precision R^2 / 2 is rounded by 2^-54 R^2: up to R = 2^14 no
     worse than a float density of size 1, whose rounding is 2^-25. Data in double precision take this way up
-    to R = 64, where it is 5e-13. Beyond, and where R is NaN, the answer is None.
+    to R = 64, where it is 5e-13. Beyond, and where R is NaN, as it is for NaN data, the answer is None.
     """
     loc, scale = fn.loc.double(), fn.scale.double()
     with torch.no_grad():  # the sum does not depend on the centre
@@ -157,7 +157,7 @@ _REACH = {torch.float64: 64.0}
 
 
 def _log_normal(fn: Any, value: Tensor) -> Expansion | None:
-    log = value.double().log()
+    log = value.double().log()  # NaN or -inf outside the support
     found = _normal(fn, log)
     return None if found is None else found._replace(carrier=-log)
 
@@ -187,9 +187,9 @@ FORMS: dict[type, Form] = {
     Exponential: Form(_exponential),
     Gamma: Form(_gamma),
     Geometric: Form(_geometric),
-    LogNormal: Form(_log_normal),
+    LogNormal: Form(_log_normal, checks=True),
     Multinomial: Form(_multinomial),
-    Normal: Form(_normal),
+    Normal: Form(_normal, checks=True),
     OneHotCategorical: Form(_one_hot),
     Poisson: Form(_poisson),
 }
