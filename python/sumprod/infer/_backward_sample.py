@@ -13,7 +13,7 @@ from sumprod.handlers.messenger import Messenger
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import site_is_subsample
 from sumprod.handlers.vectorized_markov import MarkovChain
-from sumprod.infer._enum_chain import chain_of
+from sumprod.infer._enum_chain import loops_at_once
 from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._enum_sites import site_term
 from sumprod.infer._nesting import deepest_plate
@@ -39,11 +39,9 @@ class SitePosterior:
     def __init__(self, graph: FactorGraph, sites: Mapping[str, Any]) -> None:
         self._graph = graph
         self.sites = sites
-        chains = {id(chain): chain for chain in map(chain_of, sites.values()) if chain is not None}
-        self.auxiliary = {
-            site["name"]: site for chain in chains.values() for step in chain.previous for site in step
-        }
-        self._chains = {chain.key for chain in chains.values()}
+        chains = loops_at_once(sites.values())
+        self.auxiliary = {site["name"]: site for chain in chains for step in chain.previous for site in step}
+        self._chains = {chain.key for chain in chains}
 
     def chain_mode(self, chain: MarkovChain) -> Literal["known"] | None:
         """How a loop is to run again: at once, if it did in the run that the posterior is of."""

@@ -7,7 +7,7 @@ and site one term: the graph of the loop, with its tensors still those of all st
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ __all__ = [
     "chain_of",
     "chain_variables",
     "gathered",
+    "loops_at_once",
     "is_step",
     "unroll",
 ]
@@ -42,9 +43,17 @@ class ChainVariables(NamedTuple):
 
 
 def chain_of(site: Any) -> MarkovChain | None:
-    """The chain whose steps ran at once that a site belongs to."""
+    """The chain whose steps ran at once that a site belongs to, if steps depend on others."""
     chain: MarkovChain | None = site["infer"].get("_chain")
     return chain if chain is not None and chain.reason is None and chain.history > 0 else None
+
+
+def loops_at_once(sites: Iterable[Any]) -> list[MarkovChain]:
+    """The loops whose steps ran at once that some sites belong to; also those without dependence on time."""
+    chains = {
+        id(chain): chain for chain in (site["infer"].get("_chain") for site in sites) if chain is not None
+    }
+    return [chain for chain in chains.values() if chain.reason is None]
 
 
 def is_step(site: Any, chain: MarkovChain) -> bool:

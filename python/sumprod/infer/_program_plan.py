@@ -16,7 +16,7 @@ from sumprod.handlers import block
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.vectorized_markov import MarkovChain
 from sumprod.infer._calling import call_method
-from sumprod.infer._enum_chain import chain_of
+from sumprod.infer._enum_chain import loops_at_once
 from sumprod.infer._enum_elimination import Contraction, contractions
 from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._enum_hmm import HiddenMarkov
@@ -221,8 +221,7 @@ def variable_names(model_trace: Trace, guide_trace: Trace) -> dict[Hashable, str
         for site in one.nodes.values()
         if site["type"] == "sample" and "_enumerate_dim" in site["infer"]
     ]
-    chains = {id(chain): chain for chain in map(chain_of, sites) if chain is not None}
-    hidden = [site for chain in chains.values() for step in chain.previous for site in step]
+    hidden = [site for chain in loops_at_once(sites) for step in chain.previous for site in step]
     return {
         site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]: site["name"] for site in sites + hidden
     }
