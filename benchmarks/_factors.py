@@ -17,32 +17,41 @@ from sumprod.ops.contraction import contract
 class Graph:
     """Log-factors in float32, the one-character names of their dims, and a plate, if any, that all are in.
 
-    A factor whose dims lack the plate is the same in all of its slices.
+    A factor whose dims lack the plate is the same in all of its slices. Tensors have their names as
+    `_pyro_dims` from the start: a view with names in each call would cost everybody the same, and more than
+    our whole contraction.
     """
 
     tensors: Sequence[Tensor]
     dims: Sequence[str]
     plate: str = ""
 
+    def __post_init__(self) -> None:
+        self._name(self.tensors)
+
+    def _name(self, tensors: Sequence[Tensor]) -> None:
+        for tensor, dims in zip(tensors, self.dims, strict=True):
+            tensor._pyro_dims = dims  # type: ignore[attr-defined]
+
     @property
     def variables(self) -> set[str]:
         return {name for dims in self.dims for name in dims} - {self.plate}
 
     def leaves(self) -> list[Tensor]:
-        return [tensor.clone().requires_grad_() for tensor in self.tensors]
+        leaves = [tensor.clone().requires_grad_() for tensor in self.tensors]
+        self._name(leaves)
+        return leaves
 
     def by_tree(self, library: ModuleType) -> Callable[[Sequence[Tensor]], Tensor]:
-        """Totals by a library's `contract_tensor_tree`, of all components together; [plate] or scalar."""
+        """Totals by a library's `contract_tensor_tree`, of all components together; [plate] or scalar.
+
+        Called with `tensors` or `leaves()`.
+        """
         plates = frozenset(self.plate)
         variables = self.variables
 
         def call(tensors: Sequence[Tensor]) -> Tensor:
-            packed = []
-            for tensor, dims in zip(tensors, self.dims, strict=True):
-                view = tensor.view_as(tensor)  # names belong to the view: the tensor itself stays as it is
-                view._pyro_dims = dims  # type: ignore[attr-defined]
-                packed.append(view)
-            parts = library.contract_tensor_tree(OrderedDict({plates: packed}), variables)[plates]
+            parts = library.contract_tensor_tree(OrderedDict({plates: list(tensors)}), variables)[plates]
             return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
         return call
