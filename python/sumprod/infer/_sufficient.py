@@ -162,7 +162,7 @@ def _total(fn: Any, value: Tensor, mask: Tensor | None) -> Tensor | None:
     if found is None:
         return None
     if isinstance(found, Lookup):
-        return _looked_up(found.table, found.index, mask)
+        return _looked_up(found.table, found.indices, mask)
     along = -1 - len(fn._event_shape)  # the position of the summed dims
     count = found.statistic[0].shape[along]
     alike = found.natural[0].shape[along] < count

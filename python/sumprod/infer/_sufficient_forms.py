@@ -52,7 +52,7 @@ class Lookup(NamedTuple):
     """log p = table[..., v]."""
 
     table: Tensor
-    index: Tensor
+    indices: Tensor
 
 
 class Form(NamedTuple):
