@@ -7,7 +7,7 @@ import sumprod
 import sumprod.distributions as dist
 from sumprod import handlers
 from sumprod.handlers.util import prune_subsample_sites
-from sumprod.infer import TraceEnum_ELBO, _enum_groups
+from sumprod.infer import TraceEnum_ELBO, _enum_groups, _sufficient
 from sumprod.infer._enum_groups import site_terms
 from sumprod.infer._enum_sites import site_density, site_term, variable_of
 from sumprod.ops.indexing import Vindex
@@ -94,6 +94,11 @@ def clean_store():
     sumprod.clear_param_store()
 
 
+@pytest.fixture(autouse=True)
+def however_small(monkeypatch):
+    monkeypatch.setattr(_enum_groups, "pays", lambda family, entries: True)
+
+
 @pytest.fixture
 def products(monkeypatch):
     """What `summed_log_prob` answers."""
@@ -162,6 +167,13 @@ def test_counts_may_be_integers(products, monkeypatch):
     assert products[-1].dtype == DOUBLE
     torch.testing.assert_close(products[0], products[-1], rtol=1e-14, atol=0)
     assert expected.numel() == products[-1].numel()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_small_densities_are_not_multiplied(family, products, monkeypatch):
+    monkeypatch.setattr(_enum_groups, "pays", _sufficient.pays)
+    check(model(family, True, True), 3)
+    assert bool(products) == family.startswith("bernoulli")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

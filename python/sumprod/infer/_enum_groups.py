@@ -30,7 +30,7 @@ from sumprod.infer._checks import check_density_shape
 from sumprod.infer._enum_sites import Term, site_density, site_term, unmasked
 from sumprod.infer._repeated import all_alike
 from sumprod.infer._stacked_family import before_expansion, own_dims, parameters_of, with_parameters
-from sumprod.infer._sufficient import gains_without_sum, has_statistics, summed_log_prob
+from sumprod.infer._sufficient import gains_without_sum, has_statistics, pays, summed_log_prob
 from sumprod.settings import state
 
 __all__ = ["site_terms"]
@@ -135,6 +135,8 @@ def _grouped_terms(
             continue
         if state.validate_infer:
             check_density_shape(members[0].site, layout.shape, max_plate_nesting)
+        if layout.product and not pays(kind.family, len(members) * layout.entries):
+            layout = layout._replace(product=False)
         terms.update(_in_pieces(members, layout))
     return terms
 

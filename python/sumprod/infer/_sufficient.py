@@ -27,12 +27,20 @@ from sumprod.infer._stacked_family import own_dims, parameters_of, with_paramete
 from sumprod.infer._sufficient_forms import FORMS, Lookup
 from sumprod.infer._sufficient_lookup import counts, summed_rows
 
-__all__ = ["gains_without_sum", "has_statistics", "summed_log_prob"]
+__all__ = ["gains_without_sum", "has_statistics", "pays", "summed_log_prob"]
 
 
 def has_statistics(family: type) -> bool:
     """Whether `summed_log_prob` knows a family."""
     return family in FORMS
+
+
+def pays(family: type, entries: int) -> bool:
+    """Whether `summed_log_prob` is faster than densities of so many entries, one for each event entry.
+
+    A small product costs its operators; a small density has fewer, and takes no memory to speak of.
+    """
+    return entries >= FORMS[family].pays
 
 
 def gains_without_sum(family: type) -> bool:
