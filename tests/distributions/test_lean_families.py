@@ -243,3 +243,25 @@ def test_log_odds_of_certain_events_are_torchs_with_two_derivatives(dtype):
         (second,) = torch.autograd.grad(first.sum(), probs)
         results.append((logits, first, second))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 3), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (3,), (2,), (2, 1), (1, 3), (3, 3), (4, 2, 3), (4, 2, 2, 3)], ids=str
+)
+def test_values_are_checked_against_the_shape_as_in_torch(batch, shape):
+    outcomes = []
+    for module in (dist, td):
+        for d, value in (
+            (module.Bernoulli(torch.full(batch, 0.3)), 1.0),
+            (module.Dirichlet(torch.ones((*batch, 3))), 1 / 3),
+            (module.Poisson(torch.ones((*batch, 2))), 1.0),
+            (module.Poisson(torch.ones((*batch, 2))), 0.5),  # never valid
+        ):
+            try:
+                d._validate_sample(torch.full(shape, value))
+                outcomes.append("valid")
+            except ValueError as error:
+                outcomes.append(str(error).splitlines()[0].split(" of the distribution")[0])
+    assert outcomes[:4] == outcomes[4:]
+    assert outcomes[3] != "valid"

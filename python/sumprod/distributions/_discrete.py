@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
+from torch.distributions.utils import clamp_probs, lazy_property, logits_to_probs
 
 from sumprod.distributions._checks import eager, is_nonnegative, is_positive, is_real, is_within
 from sumprod.distributions._family import NO_DIMS, PUBLIC, Family, LeanFamily, alone, expanded
@@ -45,10 +45,9 @@ class Bernoulli(LeanFamily, torch.distributions.Bernoulli, TorchDistributionMixi
 
     @lazy_property
     def logits(self) -> Tensor:
-        """Log odds. As in torch, probabilities are kept away from 0 and 1 by the dtype's epsilon."""
-        eps = torch.finfo(self.probs.dtype).eps
+        """Log odds, finite also where a probability is 0 or 1."""
         # logit's own eps would make second derivatives NaN at 0 and 1.
-        return self.probs.clamp(eps, 1 - eps).logit()
+        return clamp_probs(self.probs).logit()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The distribution under a larger batch shape; parameters are shared, not copied."""
@@ -144,7 +143,7 @@ class Categorical(Family, torch.distributions.Categorical, TorchDistributionMixi
         """Normalised log-probabilities."""
         probs = self._quotients()
         if not self._exact_zeros:
-            return self._full(probs_to_logits(probs))
+            return self._full(clamp_probs(probs).log())
         possible = probs > 0
         # The inner choice keeps the infinite slope of log at 0 out of the gradient.
         return self._full(torch.where(possible, torch.where(possible, probs, 1.0).log(), -torch.inf))

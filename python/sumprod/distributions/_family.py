@@ -46,12 +46,27 @@ class Family:
         return self._get_checked_instance(family, _instance)  # type: ignore[attr-defined]
 
     def _validate_sample(self, value: Any) -> None:
-        if isinstance(value, Tensor) and eager():
-            expected = self._batch_shape + self._event_shape
-            own = value.dim() - len(expected)
-            if own >= 0 and value.shape[own:] == expected and satisfied(self.support, value):  # type: ignore[attr-defined]
-                return
-        super()._validate_sample(value)  # type: ignore[misc]
+        if not (
+            isinstance(value, Tensor)
+            and eager()
+            and _suits(value.shape, self._batch_shape, self._event_shape)
+            and satisfied(self.support, value)  # type: ignore[attr-defined]
+        ):
+            super()._validate_sample(value)  # type: ignore[misc]
+
+
+def _suits(shape: torch.Size, batch_shape: torch.Size, event_shape: torch.Size) -> bool:
+    """Whether a value of this shape has the event dims, and its others broadcast with the batch."""
+    expected = batch_shape + event_shape
+    own = len(shape) - len(expected)
+    if own >= 0 and shape[own:] == expected:
+        return True
+    batch = len(shape) - len(event_shape)
+    return (
+        batch >= 0
+        and shape[batch:] == event_shape
+        and all([i == j or i == 1 or j == 1 for i, j in zip(shape[::-1], expected[::-1], strict=False)])  # noqa: C419, a generator is slow
+    )
 
 
 class LeanFamily(Family):
@@ -85,9 +100,8 @@ class LeanFamily(Family):
             parameter = getattr(self, name)
             if not same:
                 # `expand_as` takes half the time of `expand`, which has to read the sizes.
-                parameter = like = (
-                    expanded(parameter, batch_shape) if like is None else parameter.expand_as(like)
-                )
+                like = expanded(parameter, batch_shape) if like is None else parameter.expand_as(like)
+                parameter = like
             setattr(new, name, parameter)
         new._batch_shape = batch_shape
         new._event_shape = NO_DIMS
