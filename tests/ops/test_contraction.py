@@ -188,6 +188,23 @@ def test_gradients_are_marginals(graph):
 PLATED = (["g", "gap", "abpq", "bpq"], {"g": 2, "a": 2, "b": 3, "p": 2, "q": 2})
 
 
+def test_gradients_are_contiguous_tensors_of_their_own():
+    scalar = torch.zeros((), requires_grad=True)
+    turned = torch.randn(4, 3).t().requires_grad_()
+    repeated = torch.randn(4).requires_grad_()
+    spread = repeated.expand(3, 4)
+    totals = contract([scalar, turned, spread], ["", "ab", "ab"])
+    factors = [scalar, turned, spread]
+    gradients = torch.autograd.grad(torch.stack([total for _, total in totals]).sum(), factors)
+    for gradient, factor in zip(gradients, factors, strict=True):
+        assert gradient.shape == factor.shape
+        assert (gradient.dtype, gradient.device) == (factor.dtype, factor.device)
+        assert gradient.is_contiguous()
+        assert gradient.untyped_storage().nbytes() == 4 * factor.numel()
+    torch.testing.assert_close(gradients[1], (turned + spread).detach().flatten().softmax(0).reshape(3, 4))
+    assert gradients[1].data_ptr() != gradients[2].data_ptr()
+
+
 def test_first_and_second_derivatives():
     factors, sizes = PLATED
     leaves = [tensor.requires_grad_() for tensor in tensors_of(tables_for(factors, sizes))]
@@ -306,6 +323,8 @@ def test_errors():
         contract([x], ["a"])
     with pytest.raises(ValueError, match="Dimension size mismatch at dim 'b': 3 vs 2 in factor 1"):
         contract([x, x], ["ab", "bc"])
+    with pytest.raises(ValueError, match="factor 1 is on meta, factor 0 on cpu"):
+        contract([x, x.to("meta")], ["ab", "ab"])
     with pytest.raises(NotTreeStructured, match="Expected tree-structured plate nesting"):
         contract([torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2, 2, 2)], ["ap", "bq", "abpq"], "pq")
     with pytest.raises(ValueError, match="must be distinct"):
