@@ -3,7 +3,8 @@
 Along a chain every step has the same sites. Sites of one family with equal shapes are stacked along a new
 leftmost dim, their parameters as they were before expansion to the plates, and evaluated by the family's
 own methods. Of a site that depends on an enumerated variable, plates inside which no variable lives are
-summed over at once: factors along such a plate are multiplied before anything else anyway.
+summed over at once: factors along such a plate are multiplied before anything else anyway. Where parameters
+and data share no dim that is left, the sum is a matrix product (see `_sufficient`) if the family has one.
 
 A site takes part when it is enumerated over a Categorical, or when it is observed, of a family that can
 be stacked (perhaps under `to_event`), perhaps inside `handlers.mask`. Where the stacked call raises, its
