@@ -62,11 +62,12 @@ class Messenger:
 
     def __enter__(self) -> Any:
         stack = handler_stack()
-        if any(handler is self for handler in stack):
-            raise ValueError(
-                f"cannot install a Messenger instance twice: {self!r} is active already;"
-                " make a new one for each use"
-            )
+        for handler in stack:
+            if handler is self:
+                raise ValueError(
+                    f"cannot install a Messenger instance twice: {self!r} is active already;"
+                    " make a new one for each use"
+                )
         stack.append(self)
         return self
 
