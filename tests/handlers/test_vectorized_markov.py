@@ -214,11 +214,8 @@ def test_a_state_two_steps_back_needs_a_longer_history():
     def model(loop):
         x = before = torch.tensor(0)
         for t in loop("time", 5, -1):
-            before, x = (
-                x,
-                sumprod.sample(f"x_{t}", Categorical(logits=MOVE[x] + before[..., None]), infer=MARK),
-            )
-            sumprod.sample(f"y_{t}", Normal(x.double(), torch.tensor(1.0).double()), obs=SEEN[t])
+            before, x = x, state(f"x_{t}", MOVE[x] + before[..., None])
+            see(f"y_{t}", LOC[x], SEEN[t])
 
     for by in (one_by_one, at_once):
         with pytest.raises(ValueError, match="history"):
