@@ -264,11 +264,10 @@ def check_density_shape(site: Any, actual: tuple[int, ...], max_plate_nesting: f
         return
     frames = _frames_by_dim(site)
     depth = -min(frames, default=0)
-    where = f"at site '{site['name']}'{describe_plates(stack)}"
     if depth > max_plate_nesting:
         raise _error(
             site,
-            f"{where}, plate stack overflow: max_plate_nesting={max_plate_nesting}\n"
+            f"{_place(site)}, plate stack overflow: max_plate_nesting={max_plate_nesting}\n"
             f"Try increasing max_plate_nesting to at least {depth}",
         )
     expected = [frames[dim].size if dim in frames else None for dim in range(-depth, 0)]
@@ -276,14 +275,14 @@ def check_density_shape(site: Any, actual: tuple[int, ...], max_plate_nesting: f
     for size, wanted in zip_longest(reversed(checked), reversed(expected), fillvalue=1):
         # None: a dim between plates; -1: a plate that was not told its size.
         if wanted is not None and wanted != -1 and size != wanted:
-            raise _bad_shape(site, where, expected, tuple(checked))
+            raise _bad_shape(site, expected, tuple(checked))
     enum_dim = site["infer"].get("_enumerate_dim")
     if enum_dim is not None:
         batch_shape = site["fn"].batch_shape
         if len(batch_shape) >= -enum_dim and batch_shape[enum_dim] != 1:
             raise _error(
                 site,
-                f"Enumeration dim conflict {where}: dim {enum_dim} of the batch shape {tuple(batch_shape)} is"
+                f"Enumeration dim conflict {_place(site)}: dim {enum_dim} of the batch shape {tuple(batch_shape)} is"
                 " in use already\nTry increasing pyro.markov history size",
             )
 
@@ -302,11 +301,15 @@ def _frames_by_dim(site: Any) -> dict[int, Any]:
     return frames
 
 
-def _bad_shape(site: Any, where: str, expected: list[int | None], actual: tuple[int, ...]) -> ValueError:
+def _place(site: Any) -> str:
+    return f"at site '{site['name']}'{describe_plates(site['cond_indep_stack'])}"
+
+
+def _bad_shape(site: Any, expected: list[int | None], actual: tuple[int, ...]) -> ValueError:
     shown = ", ".join("any" if size is None or size == -1 else str(size) for size in expected)
     error = _error(
         site,
-        f"{where}, invalid log_prob shape\n"
+        f"{_place(site)}, invalid log_prob shape\n"
         f"  Expected [{shown}], actual {list(actual)}\n"
         "  Try one of the following fixes:\n"
         "  - enclose the batched tensor in a with plate(...): context\n"

@@ -24,8 +24,8 @@ __all__ = [
     "chain_of",
     "chain_variables",
     "gathered",
-    "loops_at_once",
     "is_step",
+    "loops_at_once",
     "unroll",
 ]
 

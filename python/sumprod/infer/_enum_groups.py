@@ -28,6 +28,7 @@ from sumprod.distributions._support import is_whole_support
 from sumprod.distributions.util import broadcast_shape, scale_and_mask
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._checks import check_density_shape
+from sumprod.infer._enum_chain import chain_of
 from sumprod.infer._enum_sites import Term, site_density, site_term, unmasked
 from sumprod.infer._repeated import all_alike
 from sumprod.infer._stacked_family import before_expansion, own_dims, parameters_of, with_parameters
@@ -132,7 +133,9 @@ def _grouped_terms(
     terms: dict[str, Term] = {}
     for kind, members in groups.items():
         layout = _layout(kind)
-        if layout is None or (len(members) == 1 and not layout.summed and prod(layout.shape) < _LARGE):
+        # A chain's states are worth it, for their shared transitions.
+        alone = len(members) == 1 and chain_of(members[0].site) is None
+        if layout is None or (alone and not layout.summed and prod(layout.shape) < _LARGE):
             continue
         if state.validate_infer:
             check_density_shape(members[0].site, layout.shape, max_plate_nesting)
