@@ -147,8 +147,8 @@ class EnumMessenger(Messenger):
 
     # ---- messages
 
-    def _chain_mode(self, chain: Any) -> str | None:
-        """How a `vectorized_markov` loop is to run."""
+    def _chain_mode(self) -> str | None:
+        """How loops of `vectorized_markov` are to run."""
         return "enumerated" if self._vectorizes else None
 
     def _pyro_sample(self, msg: Any) -> None:

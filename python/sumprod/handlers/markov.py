@@ -127,8 +127,10 @@ class MarkovMessenger(ReentrantMessenger):
 
 def _scope_is_read() -> bool:
     """Whether any active handler may look at what sites may depend on. Subclasses and others may."""
-    kinds = [type(handler) for handler in handler_stack()]
-    return any([kind.__dict__.get("_reads_scope", True) for kind in kinds])  # noqa: C419, a generator is slow
+    for handler in handler_stack():  # noqa: SIM110, a generator is slow
+        if type(handler).__dict__.get("_reads_scope", True):
+            return True
+    return False
 
 
 def _announce_end(names: list[str]) -> None:

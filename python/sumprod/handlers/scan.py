@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from sumprod.handlers.markov_chain import TimeIndex
 from sumprod.handlers.messenger import Messenger
-from sumprod.handlers.vectorized_markov import TimeIndex, VectorizedMarkovMessenger
+from sumprod.handlers.vectorized_markov import VectorizedMarkovMessenger
 from sumprod.runtime import get_plates
 
 __all__ = ["scan"]
@@ -68,7 +69,7 @@ def scan(
     leaves, structure = tree_flatten(xs)
     size = _length(leaves, length)
     if reverse:
-        leaves = [leaf.flip(0) for leaf in leaves]
+        leaves = [_flipped(leaf) for leaf in leaves]
     loop = VectorizedMarkovMessenger(name, size, dim, history)
     carry, ys = init, []
     for t in loop:
@@ -77,12 +78,12 @@ def scan(
             _check_leftmost(name)
             steps = t.steps
         with _StepNames(t):
-            carry, y = transition(carry, tree_unflatten([leaf[steps] for leaf in leaves], structure))
+            carry, y = transition(carry, tree_unflatten([_part(leaf, steps) for leaf in leaves], structure))
         if not loop.is_auxiliary:
             ys.append(y)
     if loop.chain.mode == "enumerated":
         return carry, None
-    if loop.chain.mode is None:
+    if loop.chain.reason is not None:
         stacked = tree_map(_stacked, *ys)
     else:
         steps = loop.chain.steps
@@ -155,6 +156,10 @@ def _joined(steps: int, *leaves: Any) -> Any:
     elif many.dim() == first[0].dim():
         many = many.unsqueeze(1)
     return torch.cat([*(one.expand(many.shape[1:]).unsqueeze(0) for one in first), many])
+
+
+def _part(leaf: Any, steps: Any) -> Any:
+    return leaf if leaf is None else leaf[steps]
 
 
 def _flipped(leaf: Any) -> Any:

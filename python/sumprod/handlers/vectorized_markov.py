@@ -2,100 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Literal
 
-import torch
+from torch import Tensor
 
 from sumprod._enum_allocator import enum_allocator
 from sumprod.handlers.condition import ConditionMessenger
 from sumprod.handlers.do import DoMessenger
 from sumprod.handlers.markov import MarkovMessenger
+from sumprod.handlers.markov_chain import MarkovChain, TimeIndex
 from sumprod.handlers.messenger import Messenger
 from sumprod.handlers.plate import PlateMessenger
 from sumprod.handlers.replay import ReplayMessenger
 from sumprod.handlers.subsample import SubsampleIndices
+from sumprod.handlers.trace_struct import Trace
 from sumprod.runtime import handler_stack
 
-__all__ = ["MarkovChain", "TrialOfChains", "VectorizedMarkovMessenger", "vectorized_markov"]
-
-# How a handler wants chains to run: at once, when all states are enumerated; the same, when they are marked
-# for it; at once, as in an earlier run whose states are known. None: one by one.
-Mode = Literal["enumerated", "trial", "known"]
-
-
-class TimeIndex(torch.Tensor):
-    """The steps `start` to `stop - 1`, as an int64 tensor that site names show as a slice."""
-
-    # Operators make ordinary tensors.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    steps: slice
-
-    @staticmethod
-    def of(start: int, stop: int, device: Any = None) -> TimeIndex:
-        index: TimeIndex = torch.arange(start, stop, device=device).as_subclass(TimeIndex)
-        index.steps = slice(start, stop)
-        return index
-
-    def __str__(self) -> str:
-        return str(self.steps)
-
-    def __format__(self, spec: str) -> str:
-        return format(str(self.steps), spec)
-
-
-class MarkovChain:
-    """What a run of a chain looked like.
-
-    Attributes:
-        name, size, history: as given to `vectorized_markov`.
-        dim: of the steps that run at once; None: not given, and none of them did.
-        first: the latent sites of each of the first steps, in order.
-        previous: the same of each auxiliary step: `previous[k]` has the states of `history - k` steps before.
-        current: the same of all other steps.
-        mode: how the handlers around wanted it to run.
-        reason: why the steps ran one by one; None when they ran at once.
-    """
-
-    def __init__(self, name: str, size: int, dim: int | None, history: int) -> None:
-        self.name, self.size, self.dim, self.history = name, size, dim, history
-        self.first: list[list[Any]] = []
-        self.previous: list[list[Any]] = []
-        self.current: list[Any] = []
-        self.mode: Mode | None = None
-        self.reason: str | None = None
-
-    def states_at(self, t: int) -> Iterator[Any]:
-        """The values of a step's latent sites, when those of all steps are known."""
-        if t < self.history:
-            for site in self.first[t]:
-                yield site["value"]
-            return
-        assert self.dim is not None
-        for site in self.current:
-            value = site["value"]
-            axis = value.dim() + self.dim - len(site["fn"]._event_shape)
-            if axis < 0 or value.shape[axis] == 1:
-                yield value
-            else:
-                yield (
-                    value.select(axis, t - self.history)
-                    if axis == 0
-                    else value.narrow(axis, t - self.history, 1)
-                )
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """The same for the same loop in another run of the program."""
-        return self.name, next((site["name"] for sites in self.first for site in sites), "")
-
-    @property
-    def steps(self) -> int:
-        """How many steps run at once."""
-        return self.size - self.history
+__all__ = ["TrialOfChains", "VectorizedMarkovMessenger", "vectorized_markov"]
 
 
 class VectorizedMarkovMessenger(MarkovMessenger):
@@ -122,7 +48,9 @@ class VectorizedMarkovMessenger(MarkovMessenger):
         self.chain = MarkovChain(name, size, dim, self.history)  # of the running loop
         self.is_auxiliary = False  # whether a trace shows nothing of the running step
         self._sites: list[Any] = []  # latent sites of the running step
-        self._known: Iterator[Any] | None = None  # the states of a step that runs once more
+        self._lag: int | None = None  # of the running auxiliary step
+        self._given: dict[int, Tensor] = {}  # state -> its values at many steps, from a handler
+        self._replayed: Iterator[Any] | None = None  # the states of a step that runs once more
         self._plate: PlateMessenger | None = None  # around the steps that run at once
         # A loop left by `break` closes when its generator dies, which may be after the program's end.
         self._may_stay_open = True
@@ -139,45 +67,73 @@ class VectorizedMarkovMessenger(MarkovMessenger):
 
     def _steps(self) -> Generator[Any, None, None]:
         chain = self.chain = MarkovChain(self.chain.name, self.size, self.dim, self.history)
-        self.is_auxiliary = False
-        for t in range(min(self.history, self.size)):
+        self.is_auxiliary, self._lag, self._replayed = False, None, None
+        for t in range(min(chain.history, chain.size)):
             yield self._begin(chain.first, t)
-        chain.mode = _wanted_mode(chain)
-        if chain.size <= chain.history:
-            chain.reason = f"it has no more than history={chain.history} steps"
-            return
-        chain.reason = _why_one_by_one(chain)
+        self._given = _given_states(chain)
+        chain.mode = "known" if self._given and _wanted_mode() is None else _wanted_mode()
+        chain.reason = self._why_one_by_one()
         if chain.reason is not None:
+            chain.settle()
             for t in range(chain.history, chain.size):
                 self._sites = []
                 yield t
             return
-        plate = _Steps(chain.name, chain.steps, chain.dim)
-        self._plate = plate
+        self._plate = plate = _Steps(chain.name, chain.steps, chain.dim)
         with plate:
             chain.dim = plate.dim
             if chain.mode == "enumerated":
                 _check_room(chain)
             self.is_auxiliary = True
-            for k in range(chain.history):
-                yield self._begin(chain.previous, TimeIndex.of(k, k + chain.steps, self.device))
-            self.is_auxiliary = False
-            self._sites = chain.current
+            for lag in range(chain.history):
+                self._lag = lag
+                yield self._begin(chain.previous, TimeIndex.of(lag, lag + chain.steps, self.device))
+            self.is_auxiliary, self._lag, self._sites = False, None, chain.current
             yield TimeIndex.of(chain.history, chain.size, self.device)
-            _check_alike(chain)
+        _check_alike(chain)
         if chain.mode != "enumerated":
             # What the program has at hand now is of many steps, and sites to come want the last ones.
             self.is_auxiliary = True
             for t in range(max(chain.size - chain.history, 0), chain.size):
                 self._sites = []
-                self._known = chain.states_at(t)
+                self._replayed = chain.states_at(t)
                 yield t
-            self._known, self.is_auxiliary = None, False
+            self.is_auxiliary, self._replayed = False, None
+        chain.is_complete = True
+        chain.settle()
 
     def _begin(self, sites: list[list[Any]], step: Any) -> Any:
         self._sites = []
         sites.append(self._sites)
         return step
+
+    def _why_one_by_one(self) -> str | None:
+        """Why the other steps cannot run at once, as far as the first ones show; None when they can."""
+        chain = self.chain
+        if chain.size <= chain.history:
+            return f"it has no more than history={chain.history} steps"
+        if chain.mode is None:
+            return "nothing enumerates its states here"
+        for handler in handler_stack():
+            outer = handler is not self and isinstance(handler, VectorizedMarkovMessenger) and handler.chain
+            if outer and (outer.reason is None or not outer.is_decided):
+                return f"it is inside the loop '{outer.name}', whose steps run at once"
+        if chain.mode == "known":
+            return None
+        for t, sites in enumerate(chain.first):
+            for state, site in enumerate(sites):
+                if state in self._given:
+                    continue
+                infer = site["infer"]
+                marked = chain.mode == "trial" and infer.get("enumerate") == "parallel"
+                if not ("_enumerate_dim" in infer or marked):
+                    return f"its site '{site['name']}' is not enumerated in the model"
+                pattern = chain.names_at_steps(t, site["name"])
+                for handler in handler_stack():
+                    given = next((name for name in _given_by(handler) if pattern.fullmatch(name)), None)
+                    if given is not None:
+                        return f"its site '{given}' is given by {type(handler).__name__}"
+        return None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -194,21 +150,38 @@ class VectorizedMarkovMessenger(MarkovMessenger):
         super()._reset()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self._known is not None:
+        latent = not msg["is_observed"] and not isinstance(msg["fn"], SubsampleIndices)
+        if self._replayed is not None:
             msg["stop"] = True
-            if not msg["is_observed"] and not isinstance(msg["fn"], SubsampleIndices):
-                msg["value"], msg["done"] = next(self._known), True
+            if latent:
+                msg["value"], msg["done"] = next(self._replayed), True
             return
         if not isinstance(msg["fn"], SubsampleIndices):
             msg["infer"]["_chain"] = self.chain
-            if not msg["is_observed"]:
-                self._sites.append(msg)
-            if self.is_auxiliary:
-                if msg["is_observed"]:
-                    msg["stop"] = True  # nobody is to see it, and its value is there
-                    return
+        if latent:
+            self._sites.append(msg)
+            if self._lag is not None:
                 msg["infer"]["_auxiliary"] = True
+                self._give_shifted(msg)
+        elif self._lag is not None:
+            msg["stop"] = True  # nobody is to see it, and its value is there
+            return
         super()._pyro_sample(msg)
+
+    def _give_shifted(self, msg: Any) -> None:
+        """A latent site of an auxiliary step gets its values, if those of all steps are known."""
+        assert self._lag is not None
+        state = len(self._sites) - 1
+        many = self._given.get(state)
+        if many is not None and state < len(self.chain.first[0]):
+            msg["value"], msg["done"] = self.chain.shifted(state, self._lag, many), True
+        elif self.chain.mode == "known":
+            raise ValueError(
+                f"vectorized_markov '{self.chain.name}': site '{msg['name']}' has no values, but other states"
+                " have values for many steps; give those of all states, or of none"
+            )
+        if self.chain.mode == "known":
+            msg["stop"] = True
 
 
 class _Steps(PlateMessenger):
@@ -230,54 +203,54 @@ class TrialOfChains(Messenger):
 
     _reads_scope = False
 
-    def _chain_mode(self, chain: MarkovChain) -> Literal["trial"]:
+    def _chain_mode(self) -> Literal["trial"]:
         return "trial"
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get("_auxiliary"):
+        if "_auxiliary" in msg["infer"]:
             msg["stop"] = True
 
 
-def _wanted_mode(chain: MarkovChain) -> Mode | None:
-    """What the innermost handler that cares about chains says."""
+def _wanted_mode() -> Literal["enumerated", "trial"] | None:
+    """How the innermost handler that enumerates, or tries, wants chains to run."""
     for handler in reversed(handler_stack()):
         ask = getattr(handler, "_chain_mode", None)
         if ask is not None:
-            mode: Mode | None = ask(chain)
+            mode: Literal["enumerated", "trial"] | None = ask()
             return mode
     return None
 
 
-def _why_one_by_one(chain: MarkovChain) -> str | None:
-    """Why the other steps cannot run at once, as far as the first ones show; None when they can."""
-    mode = chain.mode
-    if mode is None:
-        return "nothing enumerates its states here"
-    if mode == "known":
-        return None
-    if any(isinstance(one, VectorizedMarkovMessenger) and one._plate is not None for one in handler_stack()):
-        return "it is inside a loop whose steps run at once"
-    for t, sites in enumerate(chain.first):
-        for site in sites:
-            infer = site["infer"]
-            if not ("_enumerate_dim" in infer or (mode == "trial" and infer.get("enumerate") == "parallel")):
-                return f"its site '{site['name']}' is not enumerated in the model"
-            # The same site of any step.
-            parts = re.split(rf"(?<!\d){t}(?!\d)", site["name"])
-            pattern = re.compile(r"\d+".join(map(re.escape, parts)))
-            for handler in handler_stack():
-                given = next((name for name in _named_by(handler) if pattern.fullmatch(name)), None)
-                if given is not None:
-                    return f"its site '{given}' is given by {type(handler).__name__}"
-    return None
+def _given_states(chain: MarkovChain) -> dict[int, Tensor]:
+    """Values at many steps that handlers have for the chain's states; by position within the step."""
+    found: dict[int, Tensor] = {}
+    for handler in handler_stack():
+        given = _given_by(handler)
+        if not any(chain.many in name for name in given):
+            continue
+        for state, site in enumerate(chain.first[0] if chain.first else ()):
+            for name in chain.names_of_many(0, site["name"]):
+                if name in given:
+                    found[state] = _value(given, name)
+                    break
+        if not chain.first:
+            found[0] = _value(given, next(name for name in given if chain.many in name))
+    return found
 
 
-def _named_by(handler: Any) -> Iterator[str]:
-    """The sites for which a handler has values."""
+def _given_by(handler: Any) -> Mapping[str, Any]:
+    """The sites for which a handler has values, or that hold them."""
     if isinstance(handler, ConditionMessenger | DoMessenger):
-        yield from handler.data if isinstance(handler.data, dict) else list(handler.data)
-    elif isinstance(handler, ReplayMessenger) and handler.trace is not None:
-        yield from handler.trace.nodes
+        return handler.data.nodes if isinstance(handler.data, Trace) else handler.data
+    if isinstance(handler, ReplayMessenger) and handler.trace is not None:
+        return handler.trace.nodes
+    values: Mapping[str, Any] = getattr(handler, "_known_values", {})
+    return values
+
+
+def _value(given: Mapping[str, Any], name: str) -> Any:
+    value = given.get(name)
+    return value["value"] if isinstance(value, dict) else value
 
 
 def _check_room(chain: MarkovChain) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,6 @@ from torch import Tensor
 from sumprod.handlers.messenger import Messenger
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import site_is_subsample
-from sumprod.handlers.vectorized_markov import MarkovChain
-from sumprod.infer._enum_chain import loops_at_once
 from sumprod.infer._enum_factors import FactorGraph
 from sumprod.infer._enum_sites import site_term
 from sumprod.infer._nesting import deepest_plate
@@ -23,7 +21,6 @@ __all__ = [
     "SitePosterior",
     "SubsampleRecorder",
     "check_guide_is_not_enumerated",
-    "give_auxiliary",
     "settled_sites",
 ]
 
@@ -33,19 +30,11 @@ class SitePosterior:
 
     Attributes:
         sites: name -> enumerated site, in the order of the program.
-        auxiliary: the same of the auxiliary steps of chains whose steps ran at once.
     """
 
     def __init__(self, graph: FactorGraph, sites: Mapping[str, Any]) -> None:
         self._graph = graph
         self.sites = sites
-        chains = loops_at_once(sites.values())
-        self.auxiliary = {site["name"]: site for chain in chains for step in chain.previous for site in step}
-        self._chains = {chain.key for chain in chains}
-
-    def chain_mode(self, chain: MarkovChain) -> Literal["known"] | None:
-        """How a loop is to run again: at once, if it did in the run that the posterior is of."""
-        return "known" if chain.key in self._chains else None
 
     @classmethod
     def of_trace(cls, graph: FactorGraph, trace: Trace, known: Container[str] = ()) -> SitePosterior:
@@ -67,8 +56,7 @@ class SitePosterior:
         """
         values = self._graph.draw(maximise) if self._graph.terms else {}
         return {
-            name: values[name] if name in values else _only_value(site)
-            for name, site in (*self.sites.items(), *self.auxiliary.items())
+            name: values[name] if name in values else _only_value(site) for name, site in self.sites.items()
         }
 
     def given(self, values: Mapping[str, Any]) -> SitePosterior:
@@ -114,15 +102,6 @@ def check_guide_is_not_enumerated(guide_trace: Trace, what: str) -> None:
 
 
 # ---- what is left of the first run
-
-
-def give_auxiliary(msg: Any, values: Mapping[str, Tensor]) -> None:
-    """A site of an auxiliary step of a chain gets its value, and stays hidden."""
-    value = values.get(msg["name"])
-    if value is not None:
-        msg["value"] = value
-        msg["done"] = True
-    msg["stop"] = True
 
 
 class SubsampleRecorder(Messenger):
@@ -228,7 +207,7 @@ class BackwardSampleMessenger(Messenger):
         super().__init__()
         self._posterior = posterior
         self._used = False
-        self._values: dict[str, Tensor] = {}  # to be handed out
+        self._known_values: dict[str, Tensor] = {}  # to be handed out
         self._visited: dict[str, Any] = {}
         self._stale = False  # whether a site has got another value than the one drawn for it
 
@@ -239,7 +218,7 @@ class BackwardSampleMessenger(Messenger):
                 " a new one for each draw; the traces can be the same"
             )
         self._used = True
-        self._values = self._posterior.draw()
+        self._known_values = self._posterior.draw()
         super().__enter__()
         return self
 
@@ -256,13 +235,8 @@ class BackwardSampleMessenger(Messenger):
             )
         return result
 
-    def _chain_mode(self, chain: MarkovChain) -> Literal["known"] | None:
-        return self._posterior.chain_mode(chain)
-
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
-        if "_auxiliary" in msg["infer"]:
-            give_auxiliary(msg, self._values)
         if name not in self._posterior.sites:
             return
         if name in self._visited:
@@ -278,16 +252,16 @@ class BackwardSampleMessenger(Messenger):
         if msg["done"] or msg["is_observed"] or msg["value"] is not None:
             return
         if self._stale:
-            self._values = self._posterior.given(self._visited).draw()
+            self._known_values = self._posterior.given(self._visited).draw()
             self._stale = False
-        msg["value"] = self._values[name]
+        msg["value"] = self._known_values[name]
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name in self._posterior.sites:
             value = self._visited[name] = msg["value"]
-            self._stale = self._stale or not _same(value, self._values[name])
+            self._stale = self._stale or not _same(value, self._known_values[name])
 
 
 def _same(value: Any, drawn: Tensor) -> bool:

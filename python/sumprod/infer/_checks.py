@@ -282,8 +282,8 @@ def check_density_shape(site: Any, actual: tuple[int, ...], max_plate_nesting: f
         if len(batch_shape) >= -enum_dim and batch_shape[enum_dim] != 1:
             raise _error(
                 site,
-                f"Enumeration dim conflict {_place(site)}: dim {enum_dim} of the batch shape {tuple(batch_shape)} is"
-                " in use already\nTry increasing pyro.markov history size",
+                f"Enumeration dim conflict {_place(site)}: dim {enum_dim} of the batch shape"
+                f" {tuple(batch_shape)} is in use already\nTry increasing pyro.markov history size",
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sumprod.handlers.vectorized_markov import MarkovChain
+from sumprod.handlers.markov_chain import MarkovChain, recorded_chain
 from sumprod.infer._enum_sites import Names, Term, align, variable_of
 
 __all__ = [
@@ -44,16 +44,15 @@ class ChainVariables(NamedTuple):
 
 def chain_of(site: Any) -> MarkovChain | None:
     """The chain whose steps ran at once that a site belongs to, if steps depend on others."""
-    chain: MarkovChain | None = site["infer"].get("_chain")
-    return chain if chain is not None and chain.reason is None and chain.history > 0 else None
+    chain = recorded_chain(site)
+    if chain is None or chain.mode != "enumerated" or chain.reason is not None or chain.history == 0:
+        return None
+    return chain
 
 
 def loops_at_once(sites: Iterable[Any]) -> list[MarkovChain]:
-    """The loops whose steps ran at once that some sites belong to; also those without dependence on time."""
-    chains = {
-        id(chain): chain for chain in (site["infer"].get("_chain") for site in sites) if chain is not None
-    }
-    return [chain for chain in chains.values() if chain.reason is None]
+    """The chains whose steps ran at once that some sites belong to."""
+    return list(dict.fromkeys(chain for chain in map(chain_of, sites) if chain is not None))
 
 
 def is_step(site: Any, chain: MarkovChain) -> bool:
@@ -65,11 +64,16 @@ def chain_variables(chain: MarkovChain) -> ChainVariables:
     """The variables of a chain.
 
     Raises:
-        ValueError: a state has more values at some steps than at others.
+        ValueError: a state has more values at some steps than at others; the loop was left early.
     """
+    if not chain.is_complete:
+        raise ValueError(
+            f"vectorized_markov '{chain.name}' was left before its end, by `break` or `return`: steps that"
+            " run at once cannot stop early. Use markov(range(n)), or a mask"
+        )
     sizes = [_sizes(sites) for sites in (*chain.first, *chain.previous, chain.current)]
     for found in sizes:
-        if found != sizes[-1]:
+        if any(None not in pair and pair[0] != pair[1] for pair in zip(found, sizes[-1], strict=True)):
             names = [site["name"] for site in chain.current]
             raise ValueError(
                 f"vectorized_markov '{chain.name}': the latent sites {names} must have the same numbers of"
@@ -83,10 +87,14 @@ def chain_variables(chain: MarkovChain) -> ChainVariables:
     )
 
 
-def _sizes(sites: Sequence[Any]) -> list[int]:
-    return [
-        site["value"].shape[site["infer"]["_enumerate_dim"] - len(site["fn"]._event_shape)] for site in sites
-    ]
+def _sizes(sites: Sequence[Any]) -> list[int | None]:
+    return [_size(site) for site in sites]
+
+
+def _size(site: Any) -> int | None:
+    """How many values a state has; None: its value is given."""
+    dim = site["infer"].get("_enumerate_dim")
+    return None if dim is None else site["value"].shape[dim - len(site["fn"]._event_shape)]
 
 
 class Unrolled(NamedTuple):
@@ -96,7 +104,7 @@ class Unrolled(NamedTuple):
     terms: list[Term]
     variables: dict[int, Any]
     steps: dict[int, tuple[MarkovChain, list[int]]]
-    """variable of many steps -> chain, and the variable of each of the steps"""
+    """variable of the many steps of a chain -> the chain, and the variable of each of the steps"""
 
 
 def gathered(
@@ -141,24 +149,28 @@ def _unroll(graph: Unrolled, chain: MarkovChain, fresh: Any) -> None:
             if variable is None:
                 continue
             numbers = [moments[lag + i][state] for i in range(chain.steps)]
-            graph.steps[variable] = chain, numbers  # type: ignore[assignment]  # None for all or for none
+            if many is own.current:
+                graph.steps[variable] = chain, numbers  # type: ignore[assignment]  # None for all or none
             del graph.variables[variable]
             for i, number in enumerate(numbers):
                 names[i][variable] = number
     old = list(zip(graph.sites, graph.terms, strict=True))
     graph.sites.clear()
     graph.terms.clear()
+
+    def add(site: Any, term: Term, i: int) -> None:
+        graph.sites.append(site)
+        graph.terms.append(term._replace(dims=tuple([names[i].get(name, name) for name in term.dims])))
+
+    steps = [(site, _slices(term, chain)) for site, term in old if is_step(site, chain)]
     for site, term in old:
-        if is_step(site, chain):
-            pieces = _slices(term, chain)
-            graph.sites.extend([at_step(site, chain, chain.history + i) for i in range(chain.steps)])
-        else:
-            pieces = [term]
-            graph.sites.append(site)
-        offset = chain.steps - len(pieces)  # what has no steps of its own sees the last one
-        for i, piece in enumerate(pieces, offset):
-            dims = tuple([names[i].get(name, name) for name in piece.dims])
-            graph.terms.append(piece._replace(dims=dims))
+        if not is_step(site, chain):
+            add(site, term, -1)  # what has no steps of its own sees the last one
+        else:  # the first one: all are here, step by step
+            for i in range(chain.steps):
+                for own_site, pieces in steps:
+                    add(at_step(own_site, chain, chain.history + i), pieces[i], i)
+            steps = []
 
 
 def _slices(term: Term, chain: MarkovChain) -> list[Term]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sumprod.distributions._support import is_whole_support
 from sumprod.errors import MemoryBudgetError, SupportError
+from sumprod.handlers.markov_chain import MarkovChain
 from sumprod.handlers.trace_struct import Trace
-from sumprod.handlers.vectorized_markov import MarkovChain
 from sumprod.infer._enum_chain import at_step, chain_of, gathered, is_step, unroll
 from sumprod.infer._enum_groups import site_terms
 from sumprod.infer._enum_hmm import HiddenMarkov, hidden_markov
@@ -187,7 +187,8 @@ class FactorGraph:
         """
         with torch.no_grad():
             found = self._indices(maximise)
-            return {site["name"]: _value_at(site, found) for site in self.variables.values()}
+            shown = [site for site in self.variables.values() if "_auxiliary" not in site["infer"]]
+            return {site["name"]: _value_at(site, found) for site in shown}
 
     def _indices(self, maximise: bool) -> dict[Hashable, tuple[Names, Tensor]]:
         """For each variable its plates, and a position in its support for each slice of them."""

@@ -17,9 +17,10 @@ from torch import Tensor
 from sumprod.distributions import Bernoulli, Binomial, Categorical, OneHotCategorical
 from sumprod.distributions.util import broadcast_shape
 from sumprod.errors import SupportError
-from sumprod.handlers.vectorized_markov import MarkovChain
+from sumprod.handlers.markov_chain import MarkovChain
 from sumprod.infer._enum_chain import ChainVariables, chain_variables, is_step
 from sumprod.infer._enum_sites import Names, Term, align, ordinal_of, unmasked
+from sumprod.ops._plated import components
 from sumprod.ops.contraction import contract
 from sumprod.ops.hmm_log_normalizer import hmm_log_normalizer
 from sumprod.ops.hmm_sample import hmm_sample
@@ -100,13 +101,10 @@ class HiddenMarkov(NamedTuple):
         found: dict[Hashable, tuple[Names, Tensor]] = {}
         within = len(self.sizes)  # states of a step
         for state in range(within):
-            early = [parts[t * within + state][..., 0] for t in range(self.chain.history)]
-            for t, value in enumerate(early):
-                found[own.first[t][self.kept[state]]] = plates, value
-            whole = torch.cat([torch.stack(early, -1), parts[-within + state][..., 1:]], -1)
-            for lag, many in enumerate((*own.previous, own.current)):
-                value = whole[..., lag : lag + self.chain.steps]
-                found[many[self.kept[state]]] = (*plates, self.chain.name), value
+            position = self.kept[state]
+            for t in range(self.chain.history):
+                found[own.first[t][position]] = plates, parts[t * within + state][..., 0]
+            found[own.current[position]] = (*plates, self.chain.name), parts[-within + state][..., 1:]
         return found
 
 
@@ -172,7 +170,7 @@ def _hidden_markov(graph: FactorGraph, chain: MarkovChain) -> HiddenMarkov:
     initial = initial.expand([*initial.shape[: len(batch)], *sizes * lag]).reshape(
         [*initial.shape[: len(batch)], 1, combined]
     )
-    shape = broadcast_shape(initial.shape[:-2], emission.shape[:-2])
+    shape = broadcast_shape(initial.shape[:-2], emission.shape[:-2], transition.shape[:-3])
     emission = emission.expand([*shape, chain.steps, combined])
     reach = frozenset().union(*(graph.terms[i].reach or graph.terms[i].ordinal for i in (*steps, *firsts)))
     return HiddenMarkov(
@@ -272,14 +270,27 @@ def _reduced(
     gone = {name for term in terms for name in term.dims if name not in kept and name not in plates}
     if not gone:
         return [_multiplied(term, plates, graph) for term in terms]
-    found = contract(
-        [term.tensor for term in terms],
-        [term.dims for term in terms],
-        plates,
-        kept=[name for name in dict.fromkeys(name for term in terms for name in term.dims) if name in kept],
-        sizes=graph.plates,
-    )
-    return [Term(frozenset(), dims, tensor) for dims, tensor in found]
+    result = []
+    for positions in components([term.dims for term in terms], gone):
+        part = [terms[i] for i in positions]
+        if gone.isdisjoint(part[0].dims):
+            result.append(_multiplied(part[0], plates, graph))
+        else:
+            result.append(_summed_out(part, kept, plates, graph))
+    return result
+
+
+def _summed_out(
+    terms: list[Term], kept: set[Hashable], plates: frozenset[Hashable], graph: FactorGraph
+) -> Term:
+    """Terms that hang together through variables, which are summed out for each value of the kept dims."""
+    sizes = {name: size for term in terms for name, size in zip(term.dims, graph.shape(term), strict=True)}
+    outer = tuple(name for name in sizes if name in kept)
+    orders = [outer + tuple(name for name in term.dims if name not in kept) for term in terms]
+    tensors = [align(term.tensor, term.dims, order) for term, order in zip(terms, orders, strict=True)]
+    # As plates: each value of theirs is a slice of its own.
+    [(dims, total)] = contract(tensors, orders, plates.union(outer), kept=outer, sizes=sizes)
+    return Term(frozenset(), dims, total)
 
 
 def _multiplied(term: Term, plates: frozenset[Hashable], graph: FactorGraph) -> Term:

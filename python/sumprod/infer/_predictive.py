@@ -14,6 +14,7 @@ from sumprod.handlers import block, condition, mask, replay, trace
 from sumprod.handlers.plate import plate
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import site_is_subsample
+from sumprod.handlers.vectorized_markov import TrialOfChains
 from sumprod.infer._nesting import deepest_plate
 from sumprod.infer.discrete import infer_discrete
 
@@ -255,12 +256,15 @@ class Predictive(nn.Module):
 
     def _layout(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Layout:
         """A trial run, of which outer handlers and the random generator notice nothing."""
+        model = self.model
+        if self.infer_discrete is not False or any("slice(" in name for name in self.posterior_samples):
+            model = TrialOfChains()(model)  # steps of chains will run at once
         with preserve_rng_state(), block():
             if self.guide is None:
-                traces = [trace(self.model).get_trace(*args, **kwargs)]
+                traces = [trace(model).get_trace(*args, **kwargs)]
             else:
                 guide_trace = trace(self.guide).get_trace(*args, **kwargs)
-                model_trace = trace(replay(self.model, trace=guide_trace)).get_trace(*args, **kwargs)
+                model_trace = trace(replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
                 traces = [model_trace, guide_trace]
         return _Layout(traces[0], deepest_plate(traces))
 

@@ -13,8 +13,8 @@ import torch
 from sumprod._random import preserve_rng_state
 from sumprod._tables import Row, collapsed, wrapped
 from sumprod.handlers import block
+from sumprod.handlers.markov_chain import MarkovChain
 from sumprod.handlers.trace_struct import Trace
-from sumprod.handlers.vectorized_markov import MarkovChain
 from sumprod.infer._calling import call_method
 from sumprod.infer._enum_chain import loops_at_once
 from sumprod.infer._enum_elimination import Contraction, contractions

@@ -20,7 +20,6 @@ from sumprod.infer._backward_sample import (
     SitePosterior,
     SubsampleRecorder,
     check_guide_is_not_enumerated,
-    give_auxiliary,
     settled_sites,
 )
 from sumprod.infer._calling import either_convention
@@ -125,7 +124,7 @@ def infer_discrete(
                 stacklevel=2,
             )
         indices = {name: site["value"] for name, site in recorder.sites.items()}
-        with _Fixed({**indices, **posterior.draw(maximise=temperature == 0)}, posterior):
+        with _Fixed({**indices, **posterior.draw(maximise=temperature == 0)}):
             return fn(*args, **kwargs)
 
     return inferred
@@ -141,16 +140,12 @@ class _Fixed(Messenger):
 
     _reads_scope = False
 
-    def __init__(self, values: Mapping[str, Tensor], posterior: SitePosterior) -> None:
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.values = values
-        self._chain_mode = posterior.chain_mode
+        self._known_values = values
 
     def _pyro_sample(self, msg: Any) -> None:
-        if "_auxiliary" in msg["infer"]:
-            give_auxiliary(msg, self.values)
-            return
-        value = self.values.get(msg["name"])
+        value = self._known_values.get(msg["name"])
         if value is not None and not msg["is_observed"]:
             msg["value"] = value
             msg["done"] = True

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sumprod._tables import listed
 from sumprod.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from sumprod.handlers.markov_chain import recorded_chain
 from sumprod.handlers.trace_struct import Trace
 from sumprod.handlers.util import site_is_factor
 from sumprod.infer._calling import split_arguments
@@ -307,8 +308,7 @@ def _notes_on_model(graph: FactorGraph) -> Iterator[str]:
 
 
 def _notes_on_chains(model_trace: Trace, plan: ProgramPlan) -> Iterator[str]:
-    chains = {id(chain): chain for chain in (site["infer"].get("_chain") for site in _samples(model_trace))}
-    for chain in chains.values():
+    for chain in dict.fromkeys(map(recorded_chain, _samples(model_trace))):
         if chain is not None and chain.reason is not None:
             yield f"the steps of chain '{chain.name}' run one by one: {chain.reason}"
     if any(component.chain for component in plan.components) and any(
