@@ -7,7 +7,7 @@ import torch
 
 import sumprod
 from sumprod.distributions import Categorical, Normal
-from sumprod.handlers import scale, trace
+from sumprod.handlers import condition, replay, scale, trace
 from sumprod.infer import (
     SVI,
     Importance,
@@ -216,6 +216,27 @@ def test_the_body_runs_three_times():
         assert len(runs) == 3
 
 
+# ---- loops in loops
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_loop_in_a_loop(size):
+    def model(outer, inner):
+        x = torch.tensor(0)
+        for t in outer("outer", 3, -1):
+            y = x = state(f"x_{t}", MOVE[x])
+            for s in inner("inner", size, -2):
+                y = state(f"y_{t}_{s}", MOVE[y])
+                see(f"v_{t}_{s}", LOC[y], SEEN[0])
+            see(f"u_{t}", LOC[x], SEEN[1])
+
+    elbo, found = TraceEnum_ELBO(max_plate_nesting=2), []
+    for outer in (one_by_one, at_once):
+        for inner in (one_by_one, at_once):
+            found.append(elbo.loss(lambda outer=outer, inner=inner: model(outer, inner), nothing))
+    assert found == pytest.approx([found[0]] * 4, rel=1e-12)
+
+
 # ---- draws
 
 
@@ -296,3 +317,39 @@ def test_names_of_decoded_sites():
     nodes = trace(decoded).get_trace().nodes
     assert [name for name in nodes if name[0] == "x"] == ["x_0", "x_slice(1, 6, None)"]
     assert nodes["x_slice(1, 6, None)"]["value"].shape == (5,)
+
+
+def decoded_trace():
+    decoded = infer_discrete(lambda: hmm(at_once), first_available_dim=-2, temperature=0)
+    return trace(decoded).get_trace()
+
+
+def test_what_was_decoded_can_be_replayed():
+    found = decoded_trace()
+    again = trace(replay(lambda: hmm(at_once), trace=found)).get_trace()
+    torch.testing.assert_close(again.log_prob_sum(), found.log_prob_sum(), rtol=1e-12, atol=0)
+
+
+def test_what_was_decoded_can_be_given():
+    found = decoded_trace()
+    data = {name: site["value"] for name, site in found.nodes.items() if name.startswith("x_")}
+    again = trace(condition(lambda: hmm(at_once), data=data)).get_trace()
+    torch.testing.assert_close(again.log_prob_sum(), found.log_prob_sum(), rtol=1e-12, atol=0)
+
+
+def test_predictive_of_the_posterior():
+    """Decoded for each sample of other sites."""
+
+    def model(loop):
+        loc = sumprod.sample("loc", Normal(0 * ONE, ONE))
+        x = torch.tensor(0)
+        for t in loop("time", STEPS, -1):
+            x = state(f"x_{t}", MOVE[x])
+            see(f"y_{t}", LOC[x] + loc, SEEN[t])
+
+    samples = {"loc": data(3)}
+    found, expected = both(
+        lambda loop: Predictive(lambda: model(loop), posterior_samples=samples, infer_discrete=0)()
+    )
+    states = torch.cat([found["x_0"].reshape(3, 1), found["x_slice(1, 6, None)"].reshape(3, 5)], -1)
+    assert states.equal(torch.stack([expected[f"x_{t}"].reshape(3) for t in range(STEPS)], -1))

@@ -1,4 +1,7 @@
-"""Draws from programs with `vectorized_markov` against exact joint distributions. Failure rate: 1e-6 each."""
+"""Evidence and draws of programs with `vectorized_markov`, against all assignments.
+
+Failure rate of a test of draws: 1e-6.
+"""
 
 import itertools
 import math
@@ -11,7 +14,8 @@ from sumprod.handlers import condition, trace
 from sumprod.handlers.subsample import SubsampleIndices
 from sumprod.infer import TraceEnum_ELBO, infer_discrete
 from tests.goodness_of_fit import chi_square
-from tests.infer.vectorized_programs import CASES, at_once, one_by_one
+from tests.infer.vectorized_plates import CASES
+from tests.infer.vectorized_programs import at_once, one_by_one
 from tests.infer.vectorized_runs import hidden, nothing, values_of
 
 DRAWS = 6000
@@ -61,7 +65,7 @@ class Exact:
             elif observed:
                 total += one["log_prob"].reshape(len(rows), -1).sum(1).detach()
         assert math.prod(map(len, ranges)) == len(rows)
-        self.probabilities = total.softmax(0)
+        self.log_weights, self.probabilities = total, total.softmax(0)
 
     def p_value(self, drawn):
         """Of draws by site, [draws, ...]."""
@@ -72,6 +76,12 @@ class Exact:
                 codes = codes * self.sizes[name] + cell.long()
         counts = torch.bincount(codes, minlength=len(self.probabilities))
         return chi_square(counts.numpy(), self.probabilities.numpy())
+
+
+@EACH
+def test_evidence(case):
+    loss = TraceEnum_ELBO(max_plate_nesting=case.nesting).loss(case.model(at_once), nothing)
+    assert loss == pytest.approx(-Exact(case).log_weights.logsumexp(0).item(), rel=1e-12, abs=1e-13)
 
 
 @EACH

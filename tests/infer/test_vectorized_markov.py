@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.infer.vectorized_programs import CASES, at_once, one_by_one
+from tests.infer.vectorized_plates import CASES
+from tests.infer.vectorized_programs import at_once, one_by_one
 from tests.infer.vectorized_runs import assert_alike, best_score, derivatives, marginals
 
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
