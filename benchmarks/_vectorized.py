@@ -5,12 +5,15 @@ that switch the keys on together (a factorial model), move by learned logits; so
 own probability in every joint state. The keys of a step are one event or a plate. All states start from the
 first row of their transitions. The libraries write it each in the fairest form they offer:
 
-* ours: `vectorized_markov` under `TraceEnum_ELBO`;
+* ours: `scan` under `TraceEnum_ELBO`; and, as a column of its own, `vectorized_markov`, which has to pick the
+  data of each round by index;
 * Pyro, loop: `markov(range(T))` under `TraceEnum_ELBO`, without a dim for time;
 * Pyro, funsor: the same body as ours, `vectorized_markov` under `TraceMarkovEnum_ELBO`;
 * NumPyro: `scan`, one compiled `SVI.update` in float32, waited for. Its `TraceEnum_ELBO` treats the steps of
   a `scan` as independent, so that its loss is wrong; the loss here is minus the `log_density` of the program
   under `enum`, which is what a guide without latent variables leaves of the bound.
+
+Those that scan get the data with time first.
 
 Parameters, data and Adam are the same, and the losses of the first steps must agree before any is timed.
 """
@@ -158,16 +161,36 @@ def vectorized(words: Language, chains: Chains) -> Program:
     return model
 
 
+def scanned(words: Language, chains: Chains) -> Program:
+    """The same in the carry style; data have time first. `scan` adds the steps to names of sites."""
+    start = chains.start()
+
+    def model(rolls: Tensor) -> None:
+        step = time_step(words, chains, tones_plate(words, chains), parameters(words, start))
+
+        def transition(states: State | None, observed: Tensor) -> tuple[State, None]:
+            return step("", states, observed), None
+
+        with words.primitives.plate("sequences", chains.batch, dim=-1 - chains.in_plate):
+            words.primitives.scan(transition, None, rolls, dim=-2 - chains.in_plate)
+
+    return model
+
+
 def nothing_else(rolls: Tensor) -> None:
     """The guide: besides the states, which are summed out, nothing is latent."""
 
 
-def ours(chains: Chains) -> Step:
-    sumprod.clear_param_store()
+def ours(chains: Chains, as_loop: bool = False) -> Step:
+    """Two of them can learn side by side."""
+    if not as_loop:
+        sumprod.clear_param_store()
     loss = sumprod.infer.TraceEnum_ELBO(max_plate_nesting=2 + chains.in_plate)
-    program = vectorized(language(sumprod), chains)
+    words = language(sumprod)._replace(prefix="loop." if as_loop else "")
+    program = vectorized(words, chains) if as_loop else scanned(words, chains)
+    rolls = chains.rolls if as_loop else chains.rolls.transpose(0, 1).contiguous()
     optimizer = sumprod.optim.Adam({"lr": LEARNING_RATE})
-    return stepper(sumprod, program, nothing_else, loss, optimizer, (chains.rolls,))
+    return stepper(sumprod, program, nothing_else, loss, optimizer, (rolls,))
 
 
 def pyro_loop(chains: Chains) -> Step:
@@ -237,7 +260,7 @@ def numpyro_model(chains: Chains) -> Callable[[Any], None]:
 
         shape = (chains.batch, 1) if chains.in_plate else (chains.batch,)
         first = tuple(jax.numpy.zeros(shape, dtype=int) for _ in chains.states)
-        scan(step, first, jax.numpy.swapaxes(rolls, 0, 1))
+        scan(step, first, rolls)
 
     return model
 
@@ -260,7 +283,7 @@ def numpyro_scan(chains: Chains) -> Step:
 
     optimizer = numpyro.optim.Adam(LEARNING_RATE)
     svi = numpyro.infer.SVI(numpyro_model(chains), nothing_else, optimizer, MinusLogDensity())
-    rolls = jax.device_put(chains.rolls.numpy())
+    rolls = jax.device_put(chains.rolls.transpose(0, 1).contiguous().numpy())
     held = {"state": svi.init(jax.random.PRNGKey(0), rolls)}
     update = jax.jit(svi.update)
 
@@ -328,6 +351,9 @@ def race(title: str, description: str, rows: dict[Chains, Targets]) -> int:
             require_equal_losses(chains.label, first_losses(step), others)
             at_least = dict(zip(others, targets, strict=True))
             contenders = [Peer(name, p and p[0], at_least[name]) for name, p in others.items()]
+            loop = ours(chains, as_loop=True)
+            require_equal_losses(chains.label, first_losses(loop), others)
+            contenders.append(Peer("vectorized_markov", loop, None))
             bench.case(chains.label, step, contenders)
         return bench.finish()
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
 import sumprod
@@ -19,29 +18,26 @@ from _harness import Bench, Peer, guarded, optional_import
 from _svi import PACKAGES, THREADS
 from bench_infer_discrete import BATCH, STATES, STEPS, Setting, require_best_paths, require_marginals
 from sumprod.distributions import Categorical, Normal
-from sumprod.ops.indexing import Vindex
 
 AT_LEAST = 100.0
 
 
 def inferred(setting: Setting, temperature: int) -> Callable[[], Tensor]:
     """A function that gives states [T, B], as `Setting.inferred` does by a loop."""
-    rows = torch.arange(BATCH)[:, None]
+
+    def step(before: Tensor | None, now: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = setting.initial if before is None else setting.transition[before]
+        state = sumprod.sample("z", Categorical(probabilities), infer={"enumerate": "parallel"})
+        sumprod.sample("x", Normal(setting.levels[state], 1.0), obs=now)
+        return state, state
 
     def model(data: Tensor) -> Tensor:
-        states: list[Tensor] = []
-        with sumprod.plate("sequences", BATCH, dim=-2):
-            for t in sumprod.vectorized_markov(name="time", size=STEPS, dim=-1):
-                probabilities = setting.transition[states[-1]] if states else setting.initial
-                state = sumprod.sample(f"z_{t}", Categorical(probabilities), infer={"enumerate": "parallel"})
-                sumprod.sample(f"x_{t}", Normal(setting.levels[state], 1.0), obs=Vindex(data)[rows, t])
-                states.append(state)
-        # The first pass has all states at once; its result is not used.
-        whole = [state for state in states if state.shape == (BATCH, STEPS - 1)]
-        return torch.cat([states[0], whole[-1]], -1).T if whole else states[0]
+        with sumprod.plate("sequences", BATCH, dim=-1):
+            states: Tensor = sumprod.scan(step, None, data, dim=-2)[1]
+        return states
 
     decoded = sumprod.infer.infer_discrete(model, first_available_dim=-3, temperature=temperature)
-    return partial(decoded, setting.data)
+    return partial(decoded, setting.data.T.contiguous())
 
 
 def main() -> int:
