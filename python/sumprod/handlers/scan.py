@@ -50,7 +50,7 @@ def scan(
         values of the last state, and there is no `y` (None).
 
     Raises:
-        TypeError: there are neither `xs` nor `length`.
+        TypeError: there are neither `xs` nor `length`; `transition` returns no pair.
         ValueError: tensors of `xs` have other lengths; a plate is left of `dim`; as of `vectorized_markov`.
 
     >>> import torch, sumprod
@@ -78,7 +78,10 @@ def scan(
             _check_leftmost(name)
             steps = t.steps
         with _StepNames(t):
-            carry, y = transition(carry, tree_unflatten([_part(leaf, steps) for leaf in leaves], structure))
+            result = transition(carry, tree_unflatten([_part(leaf, steps) for leaf in leaves], structure))
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"scan: the transition must return a pair (carry, y), got {type(result).__name__}")
+        carry, y = result
         if not loop.is_auxiliary:
             ys.append(y)
     if loop.chain.mode == "enumerated":
