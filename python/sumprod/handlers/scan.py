@@ -80,7 +80,8 @@ def scan(
         with _StepNames(t):
             result = transition(carry, tree_unflatten([_part(leaf, steps) for leaf in leaves], structure))
         if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"scan: the transition must return a pair (carry, y), got {type(result).__name__}")
+            got = type(result).__name__
+            raise TypeError(f"scan: the transition must return a pair (carry, y), got {got}")
         carry, y = result
         if not loop.is_auxiliary:
             ys.append(y)
