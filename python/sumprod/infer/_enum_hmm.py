@@ -129,62 +129,56 @@ def hidden_markov(graph: FactorGraph, chain: MarkovChain) -> HiddenMarkov | str:
         return str(misfit)
 
 
+class _States(NamedTuple):
+    """The states of a step that the next steps look at, and the variables that make one combined state."""
+
+    lag: int  # how many steps make one state
+    kept: list[int]  # positions within the step
+    sizes: list[int]
+    before: list[int | None]  # variables of the steps before, oldest first
+    after: list[int | None]  # of this step
+    early: list[int | None]  # of the last ones of the first steps
+
+    @property
+    def combined(self) -> int:
+        """How many combinations of them there are."""
+        return prod(self.sizes * self.lag)
+
+
 def _hidden_markov(graph: FactorGraph, chain: MarkovChain) -> HiddenMarkov:
     own = chain_variables(chain)
     steps, firsts = _members(graph, chain, own)
-    step_terms = [graph.terms[i] for i in steps]
-    lag, kept = _carried(chain, own, step_terms)
-    owners = [chain.current[state] for state in kept]
-    ordinal = ordinal_of(owners[0]) - {chain.name}
-    sites = [sites[state] for sites in chain.first for state in kept]
-    if any(ordinal_of(site) - {chain.name} != ordinal for site in owners + sites):
-        raise _Misfit("its states are in different plates")
-    outer = _outer(graph, own, [graph.terms[i] for i in (*steps, *firsts)], ordinal)
-    plates = [name for name, size in graph.plates.items() if name in ordinal and size > 1]
+    step_terms, first_terms = [graph.terms[i] for i in steps], [graph.terms[i] for i in firsts]
+    states = _carried(chain, own, step_terms)
+    ordinal = _plates_of(chain, states)
+    outer = _outer(graph, own, step_terms + first_terms, ordinal)
+    plates = tuple([name for name, size in graph.plates.items() if name in ordinal and size > 1])
     batch = (*plates, *outer)
 
-    before = [own.previous[k][state] for k in range(chain.history - lag, chain.history) for state in kept]
-    after = [own.current[state] for state in kept]
-    early = [own.first[t][state] for t in range(chain.history - lag, chain.history) for state in kept]
-    sizes = [_size(chain.current[state]) for state in kept]
-    combined = prod(sizes) ** lag
-    if combined > MOST_COMBINED and len(before) > 1:
-        raise _Misfit(f"its states have {combined:,} combinations, more than {MOST_COMBINED}")
-
     inner = graph.plates.keys() - ordinal - {chain.name}
-    left = _reduced(step_terms, {*batch, chain.name, *before, *after}, inner, graph)
-    of_first = _reduced([graph.terms[i] for i in firsts], {*batch, *early}, inner, graph)
-    is_whole = not outer and lag == chain.history and len(kept) == sum(one is not None for one in own.current)
-    old = set(before)
-    across = [term for term in left if not old.isdisjoint(term.dims)]
-    within = [term for term in left if old.isdisjoint(term.dims)]
-    sizes_across = [dict(zip(term.dims, term.tensor.shape, strict=True)) for term in across]
-    outer_sizes = [max(own.get(name, 1) for own in sizes_across) for name in (*batch, chain.name)]
-    entries = combined**2 * prod(outer_sizes)
-    if entries > MOST_ENTRIES and len(before) > 1:
-        raise _Misfit(f"transitions of its combined states have {entries:,} entries")
-    transition = _pairs(_sum(across, (*batch, chain.name, *before, *after)), sizes, lag)
-    emission = _sum(within, (*batch, chain.name, *after))
-    emission = _widened(emission, sizes, lag)
-    initial = _sum(of_first, (*batch, *early))
-    initial = initial.expand([*initial.shape[: len(batch)], *sizes * lag]).reshape(
-        [*initial.shape[: len(batch)], 1, combined]
-    )
-    shape = broadcast_shape(initial.shape[:-2], emission.shape[:-2], transition.shape[:-3])
-    emission = emission.expand([*shape, chain.steps, combined])
-    reach = frozenset().union(*(graph.terms[i].reach or graph.terms[i].ordinal for i in (*steps, *firsts)))
+    of_steps = _reduced(step_terms, {*batch, chain.name, *states.before, *states.after}, inner, graph)
+    of_first = _reduced(first_terms, {*batch, *states.early}, inner, graph)
+    old, dims = set(states.before), (*batch, chain.name)
+    transition = _pairs([term for term in of_steps if not old.isdisjoint(term.dims)], dims, states)
+    emission = _newest([term for term in of_steps if old.isdisjoint(term.dims)], dims, states)
+    initial = _combinations(_sum(of_first, (*batch, *states.early)), len(batch), states.sizes * states.lag)
+    shape = broadcast_shape(initial.shape[:-1], emission.shape[:-2], transition.shape[:-3])
+    initial = initial.unsqueeze(-2).expand([*shape, 1, states.combined])
+    emission = emission.expand([*shape, chain.steps, states.combined])
+    reach = frozenset().union(*(term.reach or term.ordinal for term in step_terms + first_terms))
+    states_in_use = sum(variable is not None for variable in own.current)
     return HiddenMarkov(
         chain=chain,
         members=[*firsts, *steps],
-        plates=tuple(plates),
+        plates=plates,
         batch=batch,
         ordinal=ordinal,
         reach=reach - {chain.name},
-        kept=kept,
-        sizes=sizes,
+        kept=states.kept,
+        sizes=states.sizes,
         transition=transition,
-        emission=torch.cat([initial.expand([*shape, 1, combined]), emission], -2),
-        is_whole=is_whole,
+        emission=torch.cat([initial, emission], -2),
+        is_whole=not outer and states.lag == chain.history and len(states.kept) == states_in_use,
         lengths=_lengths(graph, chain, steps, batch, emission.shape),
     )
 
@@ -235,14 +229,37 @@ def _members(graph: FactorGraph, chain: MarkovChain, own: ChainVariables) -> tup
     return steps, firsts
 
 
-def _carried(chain: MarkovChain, own: ChainVariables, terms: Sequence[Term]) -> tuple[int, list[int]]:
-    """How many steps back a step looks, and which of the states of earlier steps it looks at."""
+def _carried(chain: MarkovChain, own: ChainVariables, terms: Sequence[Term]) -> _States:
+    """The states of earlier steps that a step looks at."""
     touched = {name for term in terms for name in term.dims}
     lags = [chain.history - k for k, step in enumerate(own.previous) if not touched.isdisjoint(step)]
     if not lags:
         raise _Misfit("no step depends on another one")
-    seen = [{variable in touched for variable in many} for many in zip(*own.previous, strict=True)]
-    return max(lags), [state for state, found in enumerate(seen) if True in found]
+    lag = max(lags)
+    kept = [
+        position
+        for position, many in enumerate(zip(*own.previous, strict=True))
+        if any(variable in touched for variable in many)
+    ]
+
+    def joined(steps: Sequence[list[int | None]]) -> list[int | None]:
+        return [step[position] for step in steps[chain.history - lag :] for position in kept]
+
+    sizes = [_size(chain.current[position]) for position in kept]
+    after = [own.current[position] for position in kept]
+    states = _States(lag, kept, sizes, joined(own.previous), after, joined(own.first))
+    if len(states.before) > 1 and states.combined > MOST_COMBINED:
+        raise _Misfit(f"its states have {states.combined:,} combinations, more than {MOST_COMBINED}")
+    return states
+
+
+def _plates_of(chain: MarkovChain, states: _States) -> frozenset[Hashable]:
+    """The plates that all these states are in."""
+    sites = [step[position] for step in (*chain.first, chain.current) for position in states.kept]
+    found = {ordinal_of(site) - {chain.name} for site in sites}
+    if len(found) > 1:
+        raise _Misfit("its states are in different plates")
+    return found.pop()
 
 
 def _outer(
@@ -313,27 +330,37 @@ def _sum(terms: Sequence[Term], order: Names) -> Tensor:
     return total
 
 
-def _pairs(potential: Tensor, sizes: list[int], lag: int) -> Tensor:
-    """Potentials [..., steps, *states before, *states after] as a matrix of combined states."""
-    size, count = prod(sizes), len(sizes) * (lag + 1)
-    outer = potential.shape[: potential.dim() - count]
-    potential = potential.expand(*outer, *sizes * (lag + 1))
+def _combinations(potential: Tensor, outer: int, sizes: Sequence[int]) -> Tensor:
+    """Dims of states, after `outer` others, as one dim of combinations; the last varies fastest."""
+    shape = potential.shape[:outer]
+    return potential.expand(*shape, *sizes).reshape(*shape, prod(sizes))
+
+
+def _pairs(terms: Sequence[Term], outer: Names, states: _States) -> Tensor:
+    """The sum of terms of consecutive steps as [*outer or 1, combined states, combined states]."""
+    sizes, lag = states.sizes, states.lag
+    total = _sum(terms, (*outer, *states.before, *states.after))
+    shape = total.shape[: len(outer)]
+    if len(states.before) > 1 and prod(shape) * states.combined**2 > MOST_ENTRIES:
+        raise _Misfit(f"transitions of its states have {prod(shape) * states.combined**2:,} entries")
+    size, middle = prod(sizes), prod(sizes) ** (lag - 1)
+    total = _combinations(total, len(outer), sizes * (lag + 1))
     if lag == 1:
-        return potential.reshape(*outer, size, size)
-    middle = size ** (lag - 1)
-    same = torch.eye(middle, dtype=torch.bool, device=potential.device)[:, :, None]
+        return total.reshape(*shape, size, size)
+    same = torch.eye(middle, dtype=torch.bool, device=total.device)[:, :, None]
     # From (oldest, middle) to (middle, newest).
-    wide = potential.reshape(*outer, size, middle, 1, size).where(same, -torch.inf)
-    return wide.reshape(*outer, size * middle, middle * size)
+    wide = total.reshape(*shape, size, middle, 1, size).where(same, -torch.inf)
+    return wide.reshape(*shape, size * middle, middle * size)
 
 
-def _widened(emission: Tensor, sizes: list[int], lag: int) -> Tensor:
-    """Potentials [..., steps, *states] of the newest of the combined states."""
-    size = prod(sizes)
-    outer = emission.shape[: emission.dim() - len(sizes)]
-    emission = emission.expand(*outer, *sizes).reshape(*outer, 1, size)
-    middle = size ** (lag - 1)
-    return emission.expand(*outer, middle, size).reshape(*outer, middle * size)
+def _newest(terms: Sequence[Term], outer: Names, states: _States) -> Tensor:
+    """The sum of terms of one step as [*outer or 1, combined states], of which it is the newest."""
+    total = _combinations(_sum(terms, (*outer, *states.after)), len(outer), states.sizes)
+    if states.lag == 1:
+        return total
+    middle = states.combined // prod(states.sizes)
+    shape = total.shape[:-1]
+    return total.unsqueeze(-2).expand(*shape, middle, total.shape[-1]).reshape(*shape, states.combined)
 
 
 def _size(site: Any) -> int:
