@@ -255,6 +255,12 @@ def test_steps_must_be_left_of_plates():
         TraceEnum_ELBO(max_plate_nesting=2).loss(model, nothing)
 
 
+@pytest.mark.parametrize(("result", "got"), [(None, "NoneType"), (ZERO, "Tensor"), ((ZERO,), "tuple")])
+def test_a_transition_that_returns_no_pair(result, got):
+    with pytest.raises(TypeError, match=rf"must return a pair \(carry, y\), got {got}"):
+        sumprod.scan(lambda x, y: result, ZERO, SEEN)
+
+
 def test_a_continuous_state():
     """Steps with a continuous state run one by one."""
 

@@ -132,6 +132,25 @@ def test_a_given_state_in_the_middle():
     assert loss(condition(hmm, data=given)) == pytest.approx(expected, rel=1e-12)
 
 
+def test_states_given_for_many_steps():
+    """Under the name that a trace has for them; those of the other states are summed out."""
+
+    def model(loop):
+        w = x = torch.tensor(0)
+        for t in loop("time", 6, -1):
+            w = state(f"w_{t}", MOVE[w])
+            x = state(f"x_{t}", MOVE[x])
+            see(f"y_{t}", LOC[x] + w, SEEN[t])
+
+    numbers = torch.tensor([1, 0, 1, 1, 0, 1])
+    given = condition(lambda: model(at_once), data={"w_0": numbers[0], "w_slice(1, 6, None)": numbers[1:]})
+    by_step = {f"w_{t}": number for t, number in enumerate(numbers)}
+    expected = loss(condition(lambda: model(one_by_one), data=by_step))
+    assert loss(given) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match=r"'x_slice.* has no values, but other states have values for many"):
+        given()
+
+
 def test_replayed_states():
     drawn = trace(hmm).get_trace()
     again = trace(replay(hmm, trace=drawn)).get_trace()
@@ -199,6 +218,26 @@ def test_steps_with_other_numbers_of_values():
 
     with pytest.raises(ValueError, match=r"same numbers of values at all steps, but found \[3\] and \[2\]"):
         loss(model)
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_break(rounds):
+    """Steps that run at once cannot be left; the first ones can."""
+
+    def model(loop, rounds):
+        x = torch.tensor(0)
+        for i, t in enumerate(loop("time", 6, -1)):
+            x = state(f"x_{t}", MOVE[x])
+            see(f"y_{t}", LOC[x], SEEN[t])
+            if i + 1 == rounds:
+                break
+
+    with pytest.raises(ValueError, match=r"left before its end, by `break`(.|\n)*Use markov\(range\(n\)\)"):
+        loss(lambda: model(at_once, rounds))
+    assert loss(lambda: model(at_once, 1)) == pytest.approx(loss(lambda: model(one_by_one, 1)), rel=1e-12)
+    torch.manual_seed(0)
+    names = list(trace(lambda: model(at_once, rounds)).get_trace().nodes)
+    assert names[1:-1] == [f"{name}_{t}" for t in range(rounds) for name in "xy"]
 
 
 def test_one_name_for_all_steps():
