@@ -1,14 +1,15 @@
 """Chains and trees under TraceEnum_ELBO, its marginals and infer_discrete, against all assignments."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
 import sumprod
-from sumprod.distributions import Categorical
-from sumprod.handlers import condition, mask, trace
-from sumprod.infer import TraceEnum_ELBO, infer_discrete
+from sumprod.distributions import Categorical, Normal
+from sumprod.handlers import condition, do, mask, trace
+from sumprod.infer import TraceEnum_ELBO, config_enumerate, infer_discrete
 from sumprod.ops import hmm_log_normalizer, hmm_marginals, hmm_viterbi
 from tests.goodness_of_fit import chi_square
 from tests.infer.chain_programs import MARK, PROGRAMS, SEEN, START, hidden, observe
@@ -268,3 +269,23 @@ def test_too_many_visible_variables():
         ValueError, match=r"no tensor dim is left for.*'z63'.*at most 64 dims(.|\n)*pyro.markov"
     ):
         TraceEnum_ELBO(max_plate_nesting=0).loss(model, nothing)
+
+
+def test_do_inside_a_chain() -> None:
+    """What depends on the fixed value does so; the site itself still follows what was before it."""
+    moves = torch.tensor([[0.9, 0.1], [0.3, 0.7]], dtype=torch.float64)
+    seen = torch.tensor([0.1, 0.8, -0.3, 1.2], dtype=torch.float64)
+
+    @config_enumerate
+    def model(fixed: bool) -> None:
+        x: Any = 0
+        for t in sumprod.markov(range(4)):
+            x = sumprod.sample(f"x_{t}", Categorical(moves[x]))
+            if fixed and t == 2:
+                x = torch.tensor(1)
+            sumprod.sample(f"y_{t}", Normal(x * 1.0, 1.0), obs=seen[t])
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=0)
+    wanted = elbo.loss(model, lambda fixed: None, True)
+    done = do(model, data={"x_2": torch.tensor(1)})
+    assert elbo.loss(done, lambda fixed: None, False) == pytest.approx(wanted, rel=1e-12)

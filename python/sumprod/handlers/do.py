@@ -55,9 +55,9 @@ class DoMessenger(Messenger):
             msg["kwargs"],
             value=msg["value"],
             is_observed=msg["is_observed"],
-            infer=dict(msg["infer"]),
+            infer={key: value for key, value in msg["infer"].items() if not key.startswith("_markov")},
         )
-        # Plates, scales and masks meet the twin anew on its own way through the stack.
+        # Plates, scales, masks and chains meet the twin anew on its own way through the stack.
         twin["_interveners"] = (*interveners, self)
         apply_stack(twin)
         msg["name"] = f"{msg['name']}__CF"

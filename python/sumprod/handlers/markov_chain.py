@@ -125,7 +125,14 @@ class MarkovChain:
 
     def shifted(self, state: int, lag: int, many: Tensor) -> Tensor:
         """The values of a state at the steps from `lag` on, of which the last have the values `many`."""
-        axis = self._axis(self.first[0][state], many)
+        site = self.first[0][state]
+        axis = self._axis(site, many)
+        if many.dim() < -axis or many.shape[axis] not in (1, self.steps):
+            name = self.names_of_many(0, site["name"])[0]
+            raise ValueError(
+                f"vectorized_markov '{self.name}': values of '{name}' must have {self.steps} steps at dim"
+                f" {axis}, but their shape is {tuple(many.shape)}"
+            )
         pieces = [sites[state]["value"] for sites in self.first[lag:]]
         rank = max(-axis, *(piece.dim() for piece in (*pieces, many)))
         pieces = [piece.reshape((1,) * (rank - piece.dim()) + piece.shape) for piece in (*pieces, many)]

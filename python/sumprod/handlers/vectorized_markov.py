@@ -229,13 +229,26 @@ def _given_states(chain: MarkovChain) -> dict[int, Tensor]:
         if not any(chain.many in name for name in given):
             continue
         for state, site in enumerate(chain.first[0] if chain.first else ()):
-            for name in chain.names_of_many(0, site["name"]):
-                if name in given:
-                    found[state] = _value(given, name)
-                    break
+            name = next((name for name in chain.names_of_many(0, site["name"]) if name in given), None)
+            if name is not None:
+                _check_given(handler, name, site)
+                found[state] = _value(given, name)
         if not chain.first:
             found[0] = _value(given, next(name for name in given if chain.many in name))
     return found
+
+
+def _check_given(handler: Any, name: str, first: Any) -> None:
+    """Raise if values of many steps, of the site called `name`, cannot be used."""
+    if isinstance(handler, DoMessenger):
+        raise ValueError(
+            f"do: '{name}' stands for many steps; give each by its own name, as '{first['name']}'"
+        )
+    if "_enumerate_dim" in first["infer"]:
+        raise ValueError(
+            f"'{name}' is given by {type(handler).__name__}, but '{first['name']}', of a step before, is not:"
+            " give values for all steps"
+        )
 
 
 def _given_by(handler: Any) -> Mapping[str, Any]:
