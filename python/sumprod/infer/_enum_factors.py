@@ -105,6 +105,11 @@ class FactorGraph:
         """The shape of a term's tensor, expanded to its plates."""
         return [self.plates.get(name, size) for name, size in zip(term.dims, term.tensor.shape, strict=True)]
 
+    def whole(self, term: Term) -> Tensor:
+        """A term's tensor, expanded to its plates."""
+        shape = self.shape(term)
+        return term.tensor if list(term.tensor.shape) == shape else term.tensor.expand(shape)
+
     # ---- chains
 
     def without_chains(self, models: list[HiddenMarkov | str] | None = None) -> FactorGraph:
@@ -152,7 +157,7 @@ class FactorGraph:
         """Per connected component: dims, and log of the sum over all assignments."""
         graph = self.without_chains()
         if not any(map(graph.concerns, graph.terms)):
-            totals = [(term.dims, term.tensor.expand(graph.shape(term))) for term in graph.terms]
+            totals = [(term.dims, graph.whole(term)) for term in graph.terms]
             return totals if keep_common_plates else [((), total.sum()) for _, total in totals]
         tensors, dims = [term.tensor for term in graph.terms], [term.dims for term in graph.terms]
         return graph.contract(tensors, dims, graph.plates, keep_common_plates)

@@ -273,8 +273,11 @@ def _terms(members: Sequence[_Member], layout: _Layout) -> Iterable[tuple[str, T
         density = density * layout.repeats
     # Names go with dims in this order: along which nothing varies, then the others.
     sizes = [density.shape[dim] for dim in layout.varying]
-    density = density.reshape([len(density)] + [1] * len(layout.constant) + sizes)
-    rows = density.unbind() if len(density) > 1 else (density.squeeze(0),) * len(members)
+    shape = [1] * len(layout.constant) + sizes
+    if len(density) > 1:
+        rows = density.reshape([len(density), *shape]).unbind()
+    else:
+        rows = (density.reshape(shape),) * len(members)
     event = members[0].event
     positions = [dim + event for dim in (*layout.constant, *layout.varying)]
     gone = {dim + event for dim in layout.summed}
@@ -366,9 +369,8 @@ def _summed_outermost(value: Tensor, summed: tuple[int, ...]) -> Tensor:
 
 def _stacked(tensors: tuple[Tensor, ...], rank: int) -> Tensor:
     """Tensors of equal shape along a new leftmost dim, with `rank` dims to its right."""
-    shape = tensors[0].shape
-    new = (len(tensors),) + (1,) * (rank - len(shape)) + shape
+    shape = (1,) * (rank - tensors[0].dim()) + tensors[0].shape
     if len(tensors) == 1:
-        return tensors[0].reshape(new)
+        return tensors[0].reshape(1, *shape)
     stacked = torch.stack(tensors)
-    return stacked if len(shape) == rank else stacked.reshape(new)
+    return stacked if stacked.dim() == rank + 1 else stacked.reshape(len(tensors), *shape)

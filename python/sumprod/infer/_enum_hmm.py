@@ -7,7 +7,7 @@ dims. What else is enumerated in a step is summed out first, for all steps at on
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +52,7 @@ class HiddenMarkov(NamedTuple):
     reach: frozenset[Hashable]
     kept: list[int]  # which states of a step make the combined state
     sizes: list[int]  # of these
-    transition: Tensor  # [*batch or 1, steps or 1, S, S]
+    transition: Tensor  # [S, S], or [*batch or 1, steps or 1, S, S]
     emission: Tensor  # [*batch or 1, 1 + steps, S]; the first is that of the first states
     is_whole: bool  # nothing was summed out beforehand, and nothing outside is tied to it
     lengths: Tensor | None  # [*batch]: the steps after these many sum to one
@@ -64,10 +64,7 @@ class HiddenMarkov(NamedTuple):
         return Term(self.ordinal, self.batch, total, self.reach)
 
     def _potentials(self, emission: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        transition = self.transition
-        if all(size == 1 for size in transition.shape[:-2]):
-            transition = transition.reshape(transition.shape[-2:])
-        return emission.new_zeros(emission.shape[-1]), transition, emission
+        return emission.new_zeros(emission.shape[-1]), self.transition, emission
 
     def draw(
         self, maximise: bool, plates: Sequence[tuple[Hashable, int]]
@@ -83,7 +80,9 @@ class HiddenMarkov(NamedTuple):
             as last dim.
         """
         names = tuple([name for name, _ in plates])
-        transition = align(self.transition, (*self.batch, "t", "r", "s"), (*names, "t", "r", "s"))
+        transition = self.transition
+        if transition.dim() > 2:
+            transition = align(transition, (*self.batch, "t", "r", "s"), (*names, "t", "r", "s"))
         emission = align(self.emission, (*self.batch, "t", "s"), (*names, "t", "s"))
         # Every slice of the plates has a path of its own.
         emission = emission.expand([size for _, size in plates] + list(emission.shape[-2:]))
@@ -163,8 +162,8 @@ def _hidden_markov(graph: FactorGraph, chain: MarkovChain) -> HiddenMarkov:
     emission = _newest([term for term in of_steps if old.isdisjoint(term.dims)], dims, states)
     initial = _combinations(_sum(of_first, (*batch, *states.early)), len(batch), states.sizes * states.lag)
     shape = broadcast_shape(initial.shape[:-1], emission.shape[:-2], transition.shape[:-3])
-    initial = initial.unsqueeze(-2).expand([*shape, 1, states.combined])
-    emission = emission.expand([*shape, chain.steps, states.combined])
+    initial = _expanded(initial.unsqueeze(-2), (*shape, 1, states.combined))
+    emission = _expanded(emission, (*shape, chain.steps, states.combined))
     reach = frozenset().union(*(term.reach or term.ordinal for term in step_terms + first_terms))
     states_in_use = sum(variable is not None for variable in own.current)
     return HiddenMarkov(
@@ -310,6 +309,15 @@ def _summed_out(
     return Term(frozenset(), dims, total)
 
 
+def _without(term: Term, names: Container[Hashable]) -> Term:
+    """A term without dims of size 1."""
+    left = [i for i, name in enumerate(term.dims) if name not in names]
+    if len(left) == len(term.dims):
+        return term
+    tensor = term.tensor.reshape([term.tensor.shape[i] for i in left])
+    return term._replace(dims=tuple([term.dims[i] for i in left]), tensor=tensor)
+
+
 def _multiplied(term: Term, plates: frozenset[Hashable], graph: FactorGraph) -> Term:
     axes = [i for i, name in enumerate(term.dims) if name in plates]
     if not axes:
@@ -333,17 +341,29 @@ def _sum(terms: Sequence[Term], order: Names) -> Tensor:
 def _combinations(potential: Tensor, outer: int, sizes: Sequence[int]) -> Tensor:
     """Dims of states, after `outer` others, as one dim of combinations; the last varies fastest."""
     shape = potential.shape[:outer]
-    return potential.expand(*shape, *sizes).reshape(*shape, prod(sizes))
+    if len(sizes) > 1:
+        return potential.expand(*shape, *sizes).reshape(*shape, prod(sizes))
+    return _expanded(potential, (*shape, *sizes))
+
+
+def _expanded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    return tensor if tensor.shape == tuple(shape) else tensor.expand(shape)
 
 
 def _pairs(terms: Sequence[Term], outer: Names, states: _States) -> Tensor:
     """The sum of terms of consecutive steps as [*outer or 1, combined states, combined states]."""
     sizes, lag = states.sizes, states.lag
+    pairs = [pair for term in terms for pair in zip(term.dims, term.tensor.shape, strict=True)]
+    if all(size == 1 for name, size in pairs if name in outer):
+        terms = [_without(term, outer) for term in terms]
+        outer = ()
     total = _sum(terms, (*outer, *states.before, *states.after))
     shape = total.shape[: len(outer)]
     if len(states.before) > 1 and prod(shape) * states.combined**2 > MOST_ENTRIES:
         raise _Misfit(f"transitions of its states have {prod(shape) * states.combined**2:,} entries")
     size, middle = prod(sizes), prod(sizes) ** (lag - 1)
+    if lag == len(sizes) == 1:
+        return _expanded(total, (*shape, size, size))
     total = _combinations(total, len(outer), sizes * (lag + 1))
     if lag == 1:
         return total.reshape(*shape, size, size)

@@ -164,6 +164,10 @@ def align(tensor: Tensor, dims: Names, order: Names) -> Tensor:
     """A view with the dims in the given order; dims that the tensor lacks have size 1."""
     if dims == order:
         return tensor
-    permuted = tensor.permute([dims.index(name) for name in order if name in dims])
-    sizes = iter(permuted.shape)
-    return permuted.reshape([next(sizes) if name in dims else 1 for name in order])
+    positions = [dims.index(name) for name in order if name in dims]
+    if positions != sorted(positions):  # a view that changes nothing still costs two operators
+        tensor = tensor.permute(positions)
+    if len(positions) == len(order):
+        return tensor
+    sizes = iter(tensor.shape)
+    return tensor.reshape([next(sizes) if name in dims else 1 for name in order])

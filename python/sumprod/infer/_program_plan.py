@@ -276,7 +276,7 @@ def _chain_plan(chain: MarkovChain, model: HiddenMarkov | str, names: Mapping[Ha
         refusal="",
         combined=combined,
         batch=tuple(f"{names.get(name, name)}={size}" for name, size in zip(model.batch, sizes, strict=True)),
-        homogeneous=model.transition.shape[-3] == 1,
+        homogeneous=model.transition.dim() == 2 or model.transition.shape[-3] == 1,
         flops=2 * math.prod(sizes) * chain.steps * combined**2,
     )
 
