@@ -206,3 +206,14 @@ def subsampled(p: Tables, loop: Loop) -> None:
             with mask(mask=ragged(t)):
                 x = state(f"x_{t}", p["move"][x])
                 see(f"y_{t}", p["loc"][x], seen[t][..., rows])
+
+
+@case(2, Chain(("x",), 3, -2), move=(2, 2), loc=(2,))
+def nothing_differs_along_an_inner_plate(p: Tables, loop: Loop) -> None:
+    seen, parts = data(3, 1), sumprod.plate("parts", 5, dim=-1)
+    x: Any = 0
+    for t in loop("time", 3, -2):
+        x = state(f"x_{t}", p["move"][x])
+        with parts:
+            see(f"y_{t}", p["loc"][x], seen[t])
+            sumprod.factor(f"f_{t}", p["loc"][x])
