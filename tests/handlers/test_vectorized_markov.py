@@ -151,6 +151,12 @@ def test_states_given_for_many_steps():
         given()
 
 
+def test_interventions_are_for_single_steps():
+    given = {"x_0": torch.tensor(0), "x_slice(1, 6, None)": torch.zeros(5, dtype=torch.int64)}
+    with pytest.raises(ValueError, match="stands for many steps; give each by its own name, as 'x_0'"):
+        loss(do(hmm, data=given))
+
+
 def test_replayed_states():
     drawn = trace(hmm).get_trace()
     again = trace(replay(hmm, trace=drawn)).get_trace()
