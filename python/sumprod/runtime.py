@@ -104,6 +104,11 @@ class DimAllocator:
         names[-1 - dim] = name
         return dim
 
+    def leftmost(self) -> tuple[int, str] | None:
+        """The leftmost plate: its dim and name; None outside of plates."""
+        names = self._names
+        return (-len(names), names[-1]) if names and names[-1] is not None else None
+
     def free(self, name: str, dim: int) -> None:
         """Give the dim of plate `name` back."""
         self._names[-1 - dim] = None

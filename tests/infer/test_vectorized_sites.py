@@ -213,3 +213,19 @@ def test_scales_that_differ(loop):
         elbo.loss(data_only, nothing)
     with pytest.raises(ValueError, match=r"poutine\.scale"):
         elbo.loss(by_step, nothing)
+
+
+def test_a_factor_that_is_the_same_all_along_a_plate():
+    """Each slice of the plate counts."""
+
+    def model(loop):
+        four = sumprod.plate("four", 4, dim=-2)
+        x = ZERO
+        for t in loop("time", STEPS, -1):
+            x = state(f"x_{t}", MOVE[x])
+            with four:
+                sumprod.factor(f"f_{t}", LOC[x])
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=2)
+    expected = elbo.loss(lambda: model(one_by_one), nothing)
+    assert elbo.loss(lambda: model(at_once), nothing) == pytest.approx(expected, rel=1e-12)

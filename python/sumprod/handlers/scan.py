@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from sumprod.handlers.markov_chain import TimeIndex
+from sumprod.handlers.markov_chain import MarkovChain, TimeIndex
 from sumprod.handlers.messenger import Messenger
 from sumprod.handlers.vectorized_markov import VectorizedMarkovMessenger
-from sumprod.runtime import get_plates
+from sumprod.runtime import dim_allocator
 
 __all__ = ["scan"]
 
@@ -66,7 +66,7 @@ def scan(
     >>> decode(torch.tensor([0, 0, 1, 1]))
     (tensor(1), tensor([0, 0, 1, 1]))
     """
-    leaves, structure = tree_flatten(xs)
+    leaves, structure = ([xs], None) if isinstance(xs, Tensor) else tree_flatten(xs)
     size = _length(leaves, length)
     if reverse:
         leaves = [_flipped(leaf) for leaf in leaves]
@@ -75,10 +75,10 @@ def scan(
     for t in loop:
         steps = t
         if isinstance(t, TimeIndex):
-            _check_leftmost(name)
+            _check_leftmost(loop.chain)
             steps = t.steps
         with _StepNames(t):
-            result = transition(carry, tree_unflatten([_part(leaf, steps) for leaf in leaves], structure))
+            result = transition(carry, _part_of(leaves, structure, steps))
         if not isinstance(result, tuple) or len(result) != 2:
             got = type(result).__name__
             raise TypeError(f"scan: the transition must return a pair (carry, y), got {got}")
@@ -126,13 +126,13 @@ def _length(leaves: Sequence[Any], length: int | None) -> int:
     return next(iter(sizes))
 
 
-def _check_leftmost(name: str) -> None:
-    frames = {frame.name: frame.dim for frame in get_plates() if frame.dim is not None}
-    left = [plate for plate, dim in frames.items() if dim < frames[name]]
-    if left:
+def _check_leftmost(chain: MarkovChain) -> None:
+    """Raise if a plate is left of the steps that run at once."""
+    found = dim_allocator().leftmost()
+    if found is not None and chain.dim is not None and found[0] < chain.dim:
         raise ValueError(
-            f"scan: plate '{left[0]}' at dim {frames[left[0]]} is left of the steps at dim {frames[name]},"
-            f" but data have steps along dim 0. Use dim={frames[left[0]] - 1}, or vectorized_markov"
+            f"scan: plate '{found[1]}' at dim {found[0]} is left of the steps at dim {chain.dim}, but data"
+            f" have steps along dim 0. Use dim={found[0] - 1}, or vectorized_markov"
         )
 
 
@@ -162,8 +162,11 @@ def _joined(steps: int, *leaves: Any) -> Any:
     return torch.cat([*(one.expand(many.shape[1:]).unsqueeze(0) for one in first), many])
 
 
-def _part(leaf: Any, steps: Any) -> Any:
-    return leaf if leaf is None else leaf[steps]
+def _part_of(leaves: Sequence[Any], structure: Any, steps: Any) -> Any:
+    """The data of some steps; without a structure, the data are one tensor."""
+    if structure is None:
+        return leaves[0][steps]
+    return tree_unflatten([leaf if leaf is None else leaf[steps] for leaf in leaves], structure)
 
 
 def _flipped(leaf: Any) -> Any:

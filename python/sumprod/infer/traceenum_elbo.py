@@ -6,7 +6,6 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from queue import LifoQueue
 from typing import Any
 
 from torch import Tensor
@@ -44,6 +43,16 @@ from sumprod.settings import state
 __all__ = ["BackwardSampleMessenger", "TraceEnum_ELBO"]
 
 Pair = tuple[Trace, Trace]
+
+
+class _Stack(list[Trace]):
+    """The branches of a guide that are still to be run, as `queue` wants them; for one thread only."""
+
+    put = list.append
+    get = list.pop
+
+    def empty(self) -> bool:
+        return not self
 
 
 class TraceEnum_ELBO(ELBO):
@@ -135,7 +144,7 @@ class TraceEnum_ELBO(ELBO):
         if at_once:
             model = self._vectorized_num_particles(model)
             guide = self._vectorized_num_particles(guide)
-        partial: LifoQueue[Trace] = LifoQueue()
+        partial = _Stack()
         enumerated = EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))
         enumerated._vectorizes = False  # a guide's sites get their names step by step
         enumerated._checked = self._check_scopes and state.validate_infer
