@@ -215,8 +215,8 @@ def test_scales_that_differ(loop):
         elbo.loss(by_step, nothing)
 
 
-def test_a_factor_that_is_the_same_all_along_a_plate():
-    """Each slice of the plate counts."""
+def test_what_is_the_same_all_along_a_plate():
+    """Each slice of the plate counts, though the density is computed once."""
 
     def model(loop):
         four = sumprod.plate("four", 4, dim=-2)
@@ -224,7 +224,8 @@ def test_a_factor_that_is_the_same_all_along_a_plate():
         for t in loop("time", STEPS, -1):
             x = state(f"x_{t}", MOVE[x])
             with four:
-                sumprod.factor(f"f_{t}", LOC[x])
+                state(f"m_{t}", MOVE[0])
+                see(f"y_{t}", LOC[x], ONE)
 
     elbo = TraceEnum_ELBO(max_plate_nesting=2)
     expected = elbo.loss(lambda: model(one_by_one), nothing)
