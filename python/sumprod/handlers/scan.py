@@ -88,11 +88,16 @@ def scan(
     if loop.chain.mode == "enumerated":
         return carry, None
     if loop.chain.reason is not None:
-        stacked = tree_map(_stacked, *ys)
+        stacked = _each(_stacked, *ys)
     else:
         steps = loop.chain.steps
-        stacked = tree_map(lambda *leaves: _joined(steps, *leaves), *ys)
-    return carry, tree_map(_flipped, stacked) if reverse else stacked
+        stacked = _each(lambda *leaves: _joined(steps, *leaves), *ys)
+    return carry, _each(_flipped, stacked) if reverse else stacked
+
+
+def _each(function: Callable[..., Any], *trees: Any) -> Any:
+    """A function of the leaves of trees of one structure; mostly they are tensors themselves."""
+    return function(*trees) if isinstance(trees[0], Tensor) else tree_map(function, *trees)
 
 
 class _StepNames(Messenger):
