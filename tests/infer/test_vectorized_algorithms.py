@@ -1,5 +1,6 @@
 """`vectorized_markov` under each algorithm, guide and option: the numbers of the loop."""
 
+import gc
 from contextlib import nullcontext
 
 import pytest
@@ -353,3 +354,25 @@ def test_predictive_of_the_posterior():
     )
     states = torch.cat([found["x_0"].reshape(3, 1), found["x_slice(1, 6, None)"].reshape(3, 5)], -1)
     assert states.equal(torch.stack([expected[f"x_{t}"].reshape(3) for t in range(STEPS)], -1))
+
+
+@pytest.mark.parametrize("loop", [one_by_one, at_once])
+def test_a_step_leaves_nothing_to_collect(loop):
+    """Tensors of a step are freed when it ends, not when cycles are looked for."""
+
+    @config_enumerate
+    def model():
+        x = torch.tensor(0)
+        for t in loop("time", 5, -1):
+            x = sumprod.sample(f"x_{t}", Categorical(torch.tensor([[0.9, 0.1], [0.2, 0.8]])[x]))
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    for _ in range(5):  # the first runs of a program are looked at more closely
+        elbo.loss(model, nothing)
+    gc.collect()
+    gc.disable()
+    try:
+        elbo.loss(model, nothing)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
