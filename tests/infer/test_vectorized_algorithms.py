@@ -376,3 +376,20 @@ def test_a_step_leaves_nothing_to_collect(loop):
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("loop", [one_by_one, at_once])
+def test_factors_of_impossible_evidence_are_named_once(loop):
+    @config_enumerate
+    def model():
+        x = torch.tensor(0)
+        for t in loop("time", 4, -1):
+            x = sumprod.sample(f"x_{t}", Categorical(torch.tensor([[0.9, 0.1], [0.2, 0.8]])[x]))
+            possible = (torch.as_tensor(t) != 2).float().unsqueeze(-1).log()
+            sumprod.factor(f"f_{t}", possible.squeeze(-1) + 0.0 * x)
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    with pytest.raises(sumprod.SupportError) as caught:
+        elbo.compute_marginals(model, nothing)
+    assert caught.value.site == "f_2"
+    assert len(set(caught.value.factors)) == len(caught.value.factors)

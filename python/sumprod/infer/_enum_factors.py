@@ -273,7 +273,7 @@ class FactorGraph:
         [(dims, total)] = part.totals(keep_common_plates=True)
         where = [int(i) for i in (total == -torch.inf).nonzero()[0]] if total.dim() else []
         index = {str(name): i for name, i in zip(dims, where, strict=True)}
-        factors = tuple(one["name"] for one in part.sites)
+        factors = tuple(dict.fromkeys(one["name"] for one in part.sites))  # a site may have several terms
         shown = ", ".join(f"'{name}'" for name in factors[-5:])
         place = "".join(f", at index {i} of plate '{name}'" for name, i in index.items())
         return SupportError(
