@@ -31,13 +31,15 @@ def pair(*, nesting):
     return add
 
 
+def step(x, seen):
+    """A state that follows the last one, and is seen."""
+    x = state("x", MOVE[x])
+    see("y", LOC[x], seen)
+    return x, x
+
+
 @pair(nesting=1)
 def hmm():
-    def step(x, seen):
-        x = state("x", MOVE[x])
-        see("y", LOC[x], seen)
-        return x, x
-
     def loop():
         x = ZERO
         for t in sumprod.markov(range(STEPS)):
@@ -63,11 +65,6 @@ def without_data():
 
 @pair(nesting=1)
 def from_the_last_step():
-    def step(x, seen):
-        x = state("x", MOVE[x])
-        see("y", LOC[x], seen)
-        return x, x
-
     def loop():
         x = ZERO
         for t in sumprod.markov(range(STEPS)):

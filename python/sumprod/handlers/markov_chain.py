@@ -64,9 +64,9 @@ class MarkovChain:
         self.is_complete = False
 
     @property
-    def is_decided(self) -> bool:
-        """Whether it is known yet how the loop runs."""
-        return self.reason is not LEFT
+    def may_run_at_once(self) -> bool:
+        """Whether the steps run at once, or it is not known yet."""
+        return self.reason is None or self.reason is LEFT
 
     @property
     def steps(self) -> int:
@@ -115,7 +115,7 @@ class MarkovChain:
             return
         for site in self.current:
             value = site["value"]
-            axis = self._axis(site, value)
+            axis = self._axis(site)
             if value.dim() < -axis or value.shape[axis] == 1:
                 yield value
             elif value.dim() == -axis:
@@ -126,7 +126,7 @@ class MarkovChain:
     def shifted(self, state: int, lag: int, many: Tensor) -> Tensor:
         """The values of a state at the steps from `lag` on, of which the last have the values `many`."""
         site = self.first[0][state]
-        axis = self._axis(site, many)
+        axis = self._axis(site)
         if many.dim() < -axis or many.shape[axis] not in (1, self.steps):
             name = self.names_of_many(0, site["name"])[0]
             raise ValueError(
@@ -144,7 +144,8 @@ class MarkovChain:
         ]
         return torch.cat(whole, at).narrow(at, 0, self.steps)
 
-    def _axis(self, site: Any, value: Tensor) -> int:
+    def _axis(self, site: Any) -> int:
+        """Where the steps are in the site's values."""
         assert self.dim is not None
         return self.dim - len(getattr(site["fn"], "_event_shape", ()))
 

@@ -160,9 +160,9 @@ def _joined(steps: int, *leaves: Any) -> Any:
     *first, many = leaves
     if not isinstance(many, Tensor):
         return many
-    if not first or not _has_steps(steps, first[0], many):
-        many = many if not first else many.expand(steps, *many.shape)
-    elif many.dim() == first[0].dim():
+    if first and not _has_steps(steps, first[0], many):
+        many = many.expand(steps, *many.shape)
+    elif first and many.dim() == first[0].dim():
         many = many.unsqueeze(1)
     return torch.cat([*(one.expand(many.shape[1:]).unsqueeze(0) for one in first), many])
 

@@ -46,7 +46,6 @@ class VectorizedMarkovMessenger(MarkovMessenger):
             )
         self.size, self.dim, self.device = size, dim, device
         self.chain = MarkovChain(name, size, dim, self.history)  # of the running loop
-        self.is_auxiliary = False  # whether a trace shows nothing of the running step
         self._sites: list[Any] = []  # latent sites of the running step
         self._lag: int | None = None  # of the running auxiliary step
         self._given: dict[int, Tensor] = {}  # state -> its values at many steps, from a handler
@@ -54,6 +53,11 @@ class VectorizedMarkovMessenger(MarkovMessenger):
         self._plate: PlateMessenger | None = None  # around the steps that run at once
         # A loop left by `break` closes when its generator dies, which may be after the program's end.
         self._may_stay_open = True
+
+    @property
+    def is_auxiliary(self) -> bool:
+        """Whether a trace shows nothing of the running step."""
+        return self._lag is not None or self._replayed is not None
 
     def __iter__(self) -> Iterator[Any]:
         steps = self._steps()
@@ -67,11 +71,11 @@ class VectorizedMarkovMessenger(MarkovMessenger):
 
     def _steps(self) -> Generator[Any, None, None]:
         chain = self.chain = MarkovChain(self.chain.name, self.size, self.dim, self.history)
-        self.is_auxiliary, self._lag, self._replayed = False, None, None
+        self._lag = self._replayed = None
         for t in range(min(chain.history, chain.size)):
             yield self._begin(chain.first, t)
         self._given = _given_states(chain)
-        chain.mode = "known" if self._given and _wanted_mode() is None else _wanted_mode()
+        chain.mode = _wanted_mode() or ("known" if self._given else None)
         chain.reason = self._why_one_by_one()
         if chain.reason is not None:
             chain.settle()
@@ -84,21 +88,19 @@ class VectorizedMarkovMessenger(MarkovMessenger):
             chain.dim = plate.dim
             if chain.mode == "enumerated":
                 _check_room(chain)
-            self.is_auxiliary = True
             for lag in range(chain.history):
                 self._lag = lag
                 yield self._begin(chain.previous, TimeIndex.of(lag, lag + chain.steps, self.device))
-            self.is_auxiliary, self._lag, self._sites = False, None, chain.current
+            self._lag, self._sites = None, chain.current
             yield TimeIndex.of(chain.history, chain.size, self.device)
         _check_alike(chain)
         if chain.mode != "enumerated":
             # What the program has at hand now is of many steps, and sites to come want the last ones.
-            self.is_auxiliary = True
-            for t in range(max(chain.size - chain.history, 0), chain.size):
+            for t in range(chain.steps, chain.size):
                 self._sites = []
                 self._replayed = chain.states_at(t)
                 yield t
-            self.is_auxiliary, self._replayed = False, None
+            self._replayed = None
         chain.is_complete = True
         chain.settle()
 
@@ -116,7 +118,7 @@ class VectorizedMarkovMessenger(MarkovMessenger):
             return "nothing enumerates its states here"
         for handler in handler_stack():
             outer = handler is not self and isinstance(handler, VectorizedMarkovMessenger) and handler.chain
-            if outer and (outer.reason is None or not outer.is_decided):
+            if outer and outer.may_run_at_once:
                 return f"it is inside the loop '{outer.name}', whose steps run at once"
         if chain.mode == "known":
             return None
@@ -173,7 +175,7 @@ class VectorizedMarkovMessenger(MarkovMessenger):
         assert self._lag is not None
         state = len(self._sites) - 1
         many = self._given.get(state)
-        if many is not None and state < len(self.chain.first[0]):
+        if many is not None:
             msg["value"], msg["done"] = self.chain.shifted(state, self._lag, many), True
         elif self.chain.mode == "known":
             raise ValueError(

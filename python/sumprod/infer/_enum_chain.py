@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sumprod.handlers.markov_chain import MarkovChain, recorded_chain
-from sumprod.infer._enum_sites import Names, Term, align, variable_of
+from sumprod.infer._enum_sites import Names, Term, align, support_size, variable_of
 
 __all__ = [
     "ChainVariables",
@@ -71,7 +71,7 @@ def chain_variables(chain: MarkovChain) -> ChainVariables:
             f"vectorized_markov '{chain.name}' was left before its end, by `break` or `return`: steps that"
             " run at once cannot stop early. Use markov(range(n)), or a mask"
         )
-    sizes = [_sizes(sites) for sites in (*chain.first, *chain.previous, chain.current)]
+    sizes = [list(map(support_size, sites)) for sites in (*chain.first, *chain.previous, chain.current)]
     for found in sizes:
         if any(None not in pair and pair[0] != pair[1] for pair in zip(found, sizes[-1], strict=True)):
             names = [site["name"] for site in chain.current]
@@ -85,16 +85,6 @@ def chain_variables(chain: MarkovChain) -> ChainVariables:
         [list(map(variable_of, sites)) for sites in chain.previous],
         list(map(variable_of, chain.current)),
     )
-
-
-def _sizes(sites: Sequence[Any]) -> list[int | None]:
-    return [_size(site) for site in sites]
-
-
-def _size(site: Any) -> int | None:
-    """How many values a state has; None: its value is given."""
-    dim = site["infer"].get("_enumerate_dim")
-    return None if dim is None else site["value"].shape[dim - len(site["fn"]._event_shape)]
 
 
 class Unrolled(NamedTuple):
@@ -192,7 +182,7 @@ def at_step(site: Any, chain: MarkovChain, t: int) -> Any:
     frames = tuple([frame for frame in site["cond_indep_stack"] if frame.name != chain.name])
     return {
         **site,
-        "name": site["name"].replace(str(slice(chain.history, chain.size)), str(t)),
+        "name": site["name"].replace(chain.many, str(t)),
         "cond_indep_stack": frames,
         "infer": {**site["infer"], "_markov_step": t},
     }

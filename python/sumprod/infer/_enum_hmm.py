@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from sumprod.distributions.util import broadcast_shape
 from sumprod.errors import SupportError
 from sumprod.handlers.markov_chain import MarkovChain
 from sumprod.infer._enum_chain import ChainVariables, chain_variables, is_step
-from sumprod.infer._enum_sites import Names, Term, align, ordinal_of, unmasked
+from sumprod.infer._enum_sites import Names, Term, align, ordinal_of, support_size, unmasked
 from sumprod.ops._plated import components
 from sumprod.ops.contraction import contract
 from sumprod.ops.hmm_log_normalizer import hmm_log_normalizer
@@ -59,12 +59,12 @@ class HiddenMarkov(NamedTuple):
 
     def total(self) -> Term:
         """Log of the sum over all paths."""
-        potentials = self._potentials(self.emission)
-        total = hmm_log_normalizer(*potentials, lengths=self.lengths)
+        total = hmm_log_normalizer(*self._potentials(), lengths=self.lengths)
         return Term(self.ordinal, self.batch, total, self.reach)
 
-    def _potentials(self, emission: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return emission.new_zeros(emission.shape[-1]), self.transition, emission
+    def _potentials(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the native operators take: the first emission is all there is of the first state."""
+        return self.emission.new_zeros(self.emission.shape[-1]), self.transition, self.emission
 
     def draw(
         self, maximise: bool, plates: Sequence[tuple[Hashable, int]]
@@ -86,7 +86,7 @@ class HiddenMarkov(NamedTuple):
         emission = align(self.emission, (*self.batch, "t", "s"), (*names, "t", "s"))
         # Every slice of the plates has a path of its own.
         emission = emission.expand([size for _, size in plates] + list(emission.shape[-2:]))
-        potentials = self._replace(transition=transition)._potentials(emission)
+        potentials = self._replace(transition=transition, emission=emission)._potentials()
         try:
             path = hmm_viterbi(*potentials).path if maximise else hmm_sample(*potentials).squeeze(0)
         except SupportError:
@@ -244,7 +244,8 @@ def _carried(chain: MarkovChain, own: ChainVariables, terms: Sequence[Term]) -> 
     def joined(steps: Sequence[list[int | None]]) -> list[int | None]:
         return [step[position] for step in steps[chain.history - lag :] for position in kept]
 
-    sizes = [_size(chain.current[position]) for position in kept]
+    found = [support_size(chain.current[position]) for position in kept]
+    sizes = [size for size in found if size is not None]  # all: what earlier steps have is enumerated here
     after = [own.current[position] for position in kept]
     states = _States(lag, kept, sizes, joined(own.previous), after, joined(own.first))
     if len(states.before) > 1 and states.combined > MOST_COMBINED:
@@ -381,8 +382,3 @@ def _newest(terms: Sequence[Term], outer: Names, states: _States) -> Tensor:
     middle = states.combined // prod(states.sizes)
     shape = total.shape[:-1]
     return total.unsqueeze(-2).expand(*shape, middle, total.shape[-1]).reshape(*shape, states.combined)
-
-
-def _size(site: Any) -> int:
-    size: int = site["value"].shape[site["infer"]["_enumerate_dim"] - len(site["fn"]._event_shape)]
-    return size

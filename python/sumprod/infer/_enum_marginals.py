@@ -12,7 +12,7 @@ from torch import Tensor
 from sumprod.distributions import Bernoulli, Categorical, FiniteSupport, OneHotCategorical
 from sumprod.handlers.trace_struct import Trace
 from sumprod.infer._enum_factors import FactorGraph
-from sumprod.infer._enum_sites import Term, align, unmasked, variable_of
+from sumprod.infer._enum_sites import Term, align, support_size, unmasked, variable_of
 from sumprod.settings import state
 
 __all__ = ["site_marginals"]
@@ -65,8 +65,9 @@ def _unit(site: Any, like: Tensor) -> Term:
     """A factor of one over the values of an enumerated site, in all slices of its plates."""
     frames = [frame for frame in site["cond_indep_stack"] if frame.dim is not None]
     sizes = {frame.name: frame.size for frame in frames if frame.size > 1}
-    dim = site["infer"]["_enumerate_dim"] - len(site["fn"]._event_shape)
-    zeros = like.new_zeros([*sizes.values(), site["value"].shape[dim]]).requires_grad_()
+    size = support_size(site)
+    assert size is not None
+    zeros = like.new_zeros([*sizes.values(), size]).requires_grad_()
     return Term(frozenset(frame.name for frame in frames), (*sizes, variable_of(site)), zeros)
 
 

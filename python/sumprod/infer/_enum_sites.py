@@ -26,6 +26,7 @@ __all__ = [
     "ordinal_of",
     "site_density",
     "site_term",
+    "support_size",
     "unmasked",
     "variable_of",
 ]
@@ -47,16 +48,19 @@ def ordinal_of(site: Any) -> frozenset[Hashable]:
     return frozenset(frame.name for frame in site["cond_indep_stack"] if frame.dim is not None)
 
 
+def support_size(site: Any) -> int | None:
+    """How many values a site enumerates; None: it does not."""
+    dim = site["infer"].get("_enumerate_dim")
+    return None if dim is None else site["value"].shape[dim - len(site["fn"]._event_shape)]
+
+
 def variable_of(site: Any) -> int | None:
     """The id of the variable that a site enumerates; None when it does not, or has but one value."""
-    infer = site["infer"]
-    dim: int | None = infer.get("_enumerate_dim")
-    if dim is None:
+    infer, size = site["infer"], support_size(site)
+    if size is None or size == 1:
         return None
-    value = site["value"]
-    size = value.shape[dim - len(site["fn"]._event_shape)]
-    number: int = infer["_dim_to_id"][dim]
-    return number if size > 1 else None
+    number: int = infer["_dim_to_id"][infer["_enumerate_dim"]]
+    return number
 
 
 def unmasked(fn: Any) -> Any:

@@ -16,7 +16,7 @@ from sumprod.handlers.util import site_is_factor
 from sumprod.infer._calling import split_arguments
 from sumprod.infer._enum_elimination import shared_scale
 from sumprod.infer._enum_factors import FactorGraph
-from sumprod.infer._enum_sites import named_dims
+from sumprod.infer._enum_sites import named_dims, support_size
 from sumprod.infer._explanation import EnumeratedVariable, Explanation, Factor, Plate, Site
 from sumprod.infer._program_plan import (
     ProgramPlan,
@@ -229,7 +229,8 @@ def _variables(model_trace: Trace, guide_trace: Trace) -> Iterator[EnumeratedVar
 
 def _variable(site: Any, program: str) -> EnumeratedVariable:
     dim = site["infer"]["_enumerate_dim"]
-    size = site["value"].shape[dim - len(site["fn"].event_shape)]
+    size = support_size(site)
+    assert size is not None
     return EnumeratedVariable(site["name"], program, size, dim, site["infer"]["_dim_to_id"][dim])
 
 
