@@ -19,7 +19,7 @@ std::string build_info() {
     if (isa_available(isa)) available = join(available, isa_name(isa));
   }
   return std::string("isa=") + isa_name(isa_in_use()) + "\nisa_available=" + available +
-         "\ncompiler=" SUMPROD_COMPILER "\nversion=" SUMPROD_VERSION "\ncuda=" SUMPROD_CUDA;
+         "\ncompiler=" SUMPROD_COMPILER "\nversion=" SUMPROD_VERSION "\ncuda=" SUMPROD_CUDA_INFO;
 }
 
 }  // namespace

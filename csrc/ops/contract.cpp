@@ -23,12 +23,12 @@
 #include <vector>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "ops/contract_compiled.h"
 #include "ops/contract_run.h"
+#include "ops/registration.h"
 
 namespace sumprod {
 
@@ -191,7 +191,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
       "contract_draw(Tensor[] factors, str plan, Tensor? uniforms, bool maximise) "
       "-> (Tensor[] results, Tensor[] values)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) {
   m.impl("contract", TORCH_BOX(&contract));
   m.impl("contract_backward", TORCH_BOX(&contract_backward));
   m.impl("contract_draw", TORCH_BOX(&contract_draw));

@@ -2,10 +2,9 @@
 
 #include <limits>
 
-#include <torch/csrc/stable/library.h>
-
 #include "ops/hmm_shared.h"
 #include "ops/hmm_tensors.h"
+#include "ops/registration.h"
 
 namespace sumprod {
 
@@ -28,6 +27,6 @@ Tensor hmm_filter(const Tensor& initial, const Tensor& transition, const Tensor&
 STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
   m.def("hmm_filter(Tensor initial, Tensor transition, Tensor emission, Tensor? lengths) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) { m.impl("hmm_filter", TORCH_BOX(&hmm_filter)); }
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) { m.impl("hmm_filter", TORCH_BOX(&hmm_filter)); }
 
 }  // namespace sumprod

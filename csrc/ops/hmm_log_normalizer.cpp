@@ -5,10 +5,9 @@
 #include <limits>
 #include <tuple>
 
-#include <torch/csrc/stable/library.h>
-
 #include "ops/hmm_shared.h"
 #include "ops/hmm_tensors.h"
+#include "ops/registration.h"
 
 namespace sumprod {
 
@@ -127,7 +126,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
       "hmm_log_normalizer_backward(Tensor grad, Tensor initial, Tensor transition, Tensor emission, Tensor? lengths) "
       "-> (Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) {
   m.impl("hmm_log_normalizer", TORCH_BOX(&hmm_log_normalizer));
   m.impl("hmm_log_normalizer_backward", TORCH_BOX(&hmm_log_normalizer_backward));
 }

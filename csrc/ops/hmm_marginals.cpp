@@ -2,10 +2,9 @@
 
 #include <limits>
 
-#include <torch/csrc/stable/library.h>
-
 #include "ops/hmm_shared.h"
 #include "ops/hmm_tensors.h"
+#include "ops/registration.h"
 
 namespace sumprod {
 
@@ -29,6 +28,6 @@ Tensor hmm_marginals(const Tensor& initial, const Tensor& transition, const Tens
 STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
   m.def("hmm_marginals(Tensor initial, Tensor transition, Tensor emission, Tensor? lengths) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) { m.impl("hmm_marginals", TORCH_BOX(&hmm_marginals)); }
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) { m.impl("hmm_marginals", TORCH_BOX(&hmm_marginals)); }
 
 }  // namespace sumprod

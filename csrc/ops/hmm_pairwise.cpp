@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <limits>
 
-#include <torch/csrc/stable/library.h>
-
 #include "ops/hmm_shared.h"
 #include "ops/hmm_tensors.h"
+#include "ops/registration.h"
 
 namespace sumprod {
 
@@ -32,6 +31,6 @@ Tensor hmm_pairwise(const Tensor& initial, const Tensor& transition, const Tenso
 STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
   m.def("hmm_pairwise(Tensor initial, Tensor transition, Tensor emission, Tensor? lengths) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) { m.impl("hmm_pairwise", TORCH_BOX(&hmm_pairwise)); }
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) { m.impl("hmm_pairwise", TORCH_BOX(&hmm_pairwise)); }
 
 }  // namespace sumprod

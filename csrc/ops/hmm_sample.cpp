@@ -2,10 +2,9 @@
 
 #include <tuple>
 
-#include <torch/csrc/stable/library.h>
-
 #include "ops/hmm_shared.h"
 #include "ops/hmm_tensors.h"
+#include "ops/registration.h"
 
 namespace sumprod {
 
@@ -39,6 +38,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
       "hmm_sample(Tensor initial, Tensor transition, Tensor emission, Tensor? lengths, Tensor uniforms) "
       "-> (Tensor path, Tensor dead)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) { m.impl("hmm_sample", TORCH_BOX(&hmm_sample)); }
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) { m.impl("hmm_sample", TORCH_BOX(&hmm_sample)); }
 
 }  // namespace sumprod

@@ -3,9 +3,8 @@
 #include <tuple>
 #include <vector>
 
-#include <torch/csrc/stable/library.h>
-
 #include "ops/matrices.h"
+#include "ops/registration.h"
 
 namespace sumprod {
 
@@ -79,7 +78,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
   m.def("logmatmulexp(Tensor x, Tensor y) -> Tensor");
   m.def("logmatmulexp_backward(Tensor grad, Tensor x, Tensor y, Tensor out) -> (Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) {
   m.impl("logmatmulexp", TORCH_BOX(&logmatmulexp));
   m.impl("logmatmulexp_backward", TORCH_BOX(&logmatmulexp_backward));
 }

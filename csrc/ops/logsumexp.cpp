@@ -3,8 +3,7 @@
 #include <limits>
 #include <vector>
 
-#include <torch/csrc/stable/library.h>
-
+#include "ops/registration.h"
 #include "ops/slices.h"
 #include "ops/workspace.h"
 
@@ -90,7 +89,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
   m.def("logsumexp(Tensor input, int[] dim, bool keepdim) -> Tensor");
   m.def("logsumexp_backward(Tensor grad, Tensor input, Tensor output, int[] dim) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) {
   m.impl("logsumexp", TORCH_BOX(&logsumexp));
   m.impl("logsumexp_backward", TORCH_BOX(&logsumexp_backward));
 }

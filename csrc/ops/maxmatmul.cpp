@@ -3,9 +3,8 @@
 #include <limits>
 #include <tuple>
 
-#include <torch/csrc/stable/library.h>
-
 #include "ops/matrices.h"
+#include "ops/registration.h"
 
 namespace sumprod {
 
@@ -34,6 +33,6 @@ std::tuple<Tensor, Tensor> maxmatmul(const Tensor& x, const Tensor& y) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) { m.def("maxmatmul(Tensor x, Tensor y) -> (Tensor, Tensor)"); }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) { m.impl("maxmatmul", TORCH_BOX(&maxmatmul)); }
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) { m.impl("maxmatmul", TORCH_BOX(&maxmatmul)); }
 
 }  // namespace sumprod

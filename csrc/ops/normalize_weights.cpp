@@ -4,8 +4,7 @@
 #include <tuple>
 #include <vector>
 
-#include <torch/csrc/stable/library.h>
-
+#include "ops/registration.h"
 #include "ops/slices.h"
 #include "ops/workspace.h"
 
@@ -65,6 +64,6 @@ std::tuple<Tensor, Tensor, Tensor> normalize_weights(const Tensor& log_weights, 
 STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
   m.def("normalize_weights(Tensor log_weights, int dim) -> (Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sumprod, CPU, m) { m.impl("normalize_weights", TORCH_BOX(&normalize_weights)); }
+STABLE_TORCH_LIBRARY_IMPL(sumprod, SUMPROD_CPU, m) { m.impl("normalize_weights", TORCH_BOX(&normalize_weights)); }
 
 }  // namespace sumprod

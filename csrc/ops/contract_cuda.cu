@@ -1,0 +1,3 @@
+#include "core/contraction.h"
+
+#include "gpu/device.h"

@@ -1,0 +1,4 @@
+#include "core/contraction.h"
+
+#include "ops/gpu_call.h"
+#include "ops/registration.h"

@@ -1,0 +1,3 @@
+#include "core/hmm_problem.h"
+
+#include "gpu/device.h"

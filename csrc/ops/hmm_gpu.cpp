@@ -1,0 +1,4 @@
+#include "core/hmm_problem.h"
+
+#include "ops/gpu_call.h"
+#include "ops/registration.h"

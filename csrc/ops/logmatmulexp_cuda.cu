@@ -1,0 +1,3 @@
+#include "ops/logmatmulexp.h"
+
+#include "gpu/device.h"

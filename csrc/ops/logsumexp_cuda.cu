@@ -1,0 +1,3 @@
+#include "ops/logsumexp.h"
+
+#include "gpu/device.h"

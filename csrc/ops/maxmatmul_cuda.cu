@@ -1,0 +1,3 @@
+#include "ops/maxmatmul.h"
+
+#include "gpu/device.h"

@@ -1,0 +1,4 @@
+#include "ops/maxmatmul.h"
+
+#include "ops/gpu_call.h"
+#include "ops/registration.h"

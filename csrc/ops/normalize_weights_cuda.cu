@@ -1,0 +1,3 @@
+#include "ops/normalize_weights.h"
+
+#include "gpu/device.h"

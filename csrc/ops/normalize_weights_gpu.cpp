@@ -1,0 +1,4 @@
+#include "ops/normalize_weights.h"
+
+#include "ops/gpu_call.h"
+#include "ops/registration.h"
