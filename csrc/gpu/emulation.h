@@ -9,6 +9,7 @@
 // between barriers (forward, backward, or a seed): results that depend on it show a missing barrier.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 

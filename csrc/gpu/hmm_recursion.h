@@ -1,0 +1,41 @@
+// The resident HMM recursion on a GPU: what it is asked for, on the host's side and on the kernel's.
+//
+// It serves homogeneous transitions that all sequences share, up to kMostResidentStates states, and only numbers
+// that it can be sure of: a sequence whose result may have suffered, is not finite, or has no path at all is
+// reported in `redo`, and its outputs are to be made by the general kernels.
+#pragma once
+
+#include "core/hmm_problem.h"
+#include "gpu/stream.h"
+
+namespace sumprod::gpu {
+
+constexpr int64_t kMostResidentStates = 128;
+
+struct HmmRecursion {
+  HmmProblem problem;      // with pointers to device memory
+  bool forward, backward;  // which passes; both run side by side
+  // What each pass leaves for every step, [batch, steps, states] in the problem's dtype, or null. Rows at and past a
+  // length are not written. Forward: the message before the emission of the step is multiplied in (predicted), or
+  // after. Backward: always before, which is the usual backward message b_t. Max-plus messages are logs. Each row is
+  // relative to a scale of its own.
+  void *forward_messages, *backward_messages;
+  bool forward_predicted;
+  // Binary exponent that the forward pass has added to each row, [batch, steps]; null when not wanted; linear only.
+  int32_t* forward_exponents;
+  void* total;    // [batch]: log normaliser or best score, from the forward pass; null when not wanted
+  uint8_t* redo;  // [batch]: set to 1, never to 0
+};
+
+// Whether the resident recursions serve these sizes and strides.
+inline bool is_resident(const HmmProblem& problem) {
+  const bool homogeneous = problem.transition_batch == 0 && problem.transition_time == 0;
+  return homogeneous && problem.states <= kMostResidentStates && problem.batch > 0 && problem.steps > 0;
+}
+
+// Sums over paths, in scaled linear space, in the problem's precision.
+void run_linear_recursion(const HmmRecursion& recursion, const Stream& stream);
+// The best path (forward only), in float: for float32 problems.
+void run_max_plus_recursion(const HmmRecursion& recursion, const Stream& stream);
+
+}  // namespace sumprod::gpu
