@@ -34,16 +34,16 @@ class ResidentRecursion {
   static_assert(kRows % 4 == 0 && (kInWarp || kGroups == 1));
 
   struct Shared {
-    Real* message;           // [group][2][state]
-    unsigned* key;           // [2][warp of the group]
-    unsigned* emission_key;  // [2][step of the tile][warp of the group]
-    double* reduction;       // [warp of the block]
+    Real* message;       // [group][2][state]
+    unsigned* key;       // [2][warp of the group]
+    Real* emission_top;  // [2][step of the tile][warp of the group]
+    double* reduction;   // [warp of the block]
     int64_t bytes;
     SUMPROD_BOTH explicit Shared(unsigned char* base) {
       SharedArena arena(base);
       message = arena.take<Real>(kGroups * 2 * kStates);
       key = arena.take<unsigned>(2 * kWarps);
-      emission_key = arena.take<unsigned>(2 * kUnroll * kWarps);
+      emission_top = arena.take<Real>(2 * kUnroll * kWarps);
       reduction = arena.take<double>(kThreads / kWarp);
       bytes = arena.used();
     }
@@ -236,17 +236,20 @@ class ResidentRecursion {
     }
   }
 
-  // Large groups find the largest emission of a step by way of shared memory. Rounded to float: any number near it
-  // serves as well.
+  // Large groups find the largest emission of a step by way of shared memory.
   SUMPROD_DEVICE void note_emission(int tile, int k, Real emission) {
-    const unsigned top = __reduce_max_sync(kFullWarp, ordered_key(float(emission)));
-    if (lane_of_thread() == 0) shared_.emission_key[((tile & 1) * kUnroll + k) * kWarps + warp_of_thread()] = top;
+    const Real top = warp_top(emission);
+    if (lane_of_thread() == 0) shared_.emission_top[((tile & 1) * kUnroll + k) * kWarps + warp_of_thread()] = top;
   }
+  SUMPROD_DEVICE static float warp_top(float x) {
+    return from_ordered_key(__reduce_max_sync(kFullWarp, ordered_key(x)));
+  }
+  SUMPROD_DEVICE static double warp_top(double x) { return warp_max(x); }
   SUMPROD_DEVICE Real noted_top(int tile, int k) const {
-    const unsigned* keys = shared_.emission_key + ((tile & 1) * kUnroll + k) * kWarps;
-    unsigned top = keys[0];
-    for (int w = 1; w < kWarps; ++w) top = keys[w] > top ? keys[w] : top;
-    return or_zero(Real(from_ordered_key(top)));
+    const Real* tops = shared_.emission_top + ((tile & 1) * kUnroll + k) * kWarps;
+    Real top = tops[0];
+    for (int w = 1; w < kWarps; ++w) top = tops[w] > top ? tops[w] : top;
+    return or_zero(top);
   }
 
   SUMPROD_DEVICE void step(int t, int k) {
