@@ -22,6 +22,10 @@ SUMPROD_BOTH constexpr Real infinity() {
 
 constexpr double kLn2 = 0.69314718055994530942;
 
+// NaN is taken for the smaller one: one instruction.
+SUMPROD_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
+SUMPROD_DEVICE double larger(double a, double b) { return fmax(a, b); }
+
 // A key keeps the order of floats, so that the largest of a warp is one integer instruction.
 SUMPROD_DEVICE unsigned ordered_key(float x) {
   const unsigned bits = __float_as_uint(x);
@@ -98,11 +102,8 @@ struct MaxPlus {
 
   static SUMPROD_DEVICE Real zero() { return -infinity<Real>(); }
   static SUMPROD_DEVICE Real one() { return Real(0); }
-  static SUMPROD_DEVICE Real accumulate(Real best, Real message, Real weight) {
-    const Real x = message + weight;
-    return x > best ? x : best;
-  }
-  static SUMPROD_DEVICE Real merge(Real a, Real b) { return a > b ? a : b; }
+  static SUMPROD_DEVICE Real accumulate(Real best, Real message, Real weight) { return larger(message + weight, best); }
+  static SUMPROD_DEVICE Real merge(Real a, Real b) { return larger(a, b); }
   static SUMPROD_DEVICE Real weight(Real log_weight, Real) { return log_weight; }
   static SUMPROD_DEVICE Real factor(Real emission, Real top) { return emission - top; }
   static SUMPROD_DEVICE Real rescaled(Real best, Scale s) { return best - Real(s); }

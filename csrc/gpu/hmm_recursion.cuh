@@ -247,9 +247,7 @@ class ResidentRecursion {
   SUMPROD_DEVICE static double warp_top(double x) { return warp_max(x); }
   SUMPROD_DEVICE Real noted_top(int tile, int k) const {
     const Real* tops = shared_.emission_top + ((tile & 1) * kUnroll + k) * kWarps;
-    Real top = tops[0];
-    for (int w = 1; w < kWarps; ++w) top = tops[w] > top ? tops[w] : top;
-    return or_zero(top);
+    return or_zero(warp_top(tops[lane_of_thread() % kWarps]));
   }
 
   SUMPROD_DEVICE void step(int t, int k) {
@@ -307,10 +305,7 @@ class ResidentRecursion {
     if constexpr (kInWarp) {
       return last_key_;
     } else {
-      const unsigned* keys = shared_.key + ((t - 2) & 1) * kWarps;
-      unsigned top = keys[0];
-      for (int w = 1; w < kWarps; ++w) top = keys[w] > top ? keys[w] : top;
-      return top;
+      return __reduce_max_sync(kFullWarp, shared_.key[((t - 2) & 1) * kWarps + lane_of_thread() % kWarps]);
     }
   }
 
@@ -325,7 +320,8 @@ class ResidentRecursion {
       // A state so far from the best that its rounding could matter; those behind masks (-1e9 and below) are left
       // out, unless they are all that is left (note_depth).
       constexpr float kMask = -1e8f;
-      if (message > kFar || (message < -kFar && message > kMask)) redo_ = true;
+      const bool within = message <= kFar && !(message < -kFar && message > kMask);  // NaN is not
+      if (!within) redo_ = true;
     } else if (watched_) {
       if (sum > Real(0) && possible && message < floor_) redo_ = true;
     }
