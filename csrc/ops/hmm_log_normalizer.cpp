@@ -25,14 +25,6 @@ Tensor hmm_log_normalizer(const Tensor& initial, const Tensor& transition, const
   return result;
 }
 
-// By sizes, not strides: a transition expanded over the batch still has a gradient per sequence.
-TransitionGradient kind_of(const HmmProblem& problem, const Tensor& transition) {
-  const bool steps = transition.size(1) > 1;
-  if (transition.size(0) > 1) return steps ? TransitionGradient::own_steps : TransitionGradient::own;
-  if (!steps) return TransitionGradient::shared;
-  return problem.batch == 1 ? TransitionGradient::own_steps : TransitionGradient::shared_steps;
-}
-
 // Partial sums that a shared S x S gradient is gathered in: at most one per group of sequences. A
 // function of the sizes alone, so that the order of additions does not depend on threads; bounded
 // so that memory stays modest.
@@ -86,11 +78,9 @@ std::tuple<Tensor, Tensor, Tensor> hmm_log_normalizer_backward(const Tensor& gra
                                                                std::optional<Tensor> lengths) {
   const HmmInputs in("hmm_log_normalizer_backward", initial, transition, emission, lengths);
   const HmmProblem& problem = in.problem;
-  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == problem.batch && grad.scalar_type() == emission.scalar_type(),
-                  "sumprod::hmm_log_normalizer_backward: grad must be [B] in the emission's dtype");
-  const Tensor upstream = grad.is_contiguous() ? grad : torch::stable::contiguous(grad);
+  const Tensor upstream = checked_upstream(in, grad);
   const int64_t square = problem.states * problem.states;
-  const TransitionGradient kind = kind_of(problem, in.transition);
+  const TransitionGradient kind = in.transition_gradient();
   const bool partial = kind == TransitionGradient::shared || kind == TransitionGradient::shared_steps;
 
   Tensor grad_initial = in.empty({problem.batch, problem.states});

@@ -14,10 +14,7 @@ std::tuple<Tensor, Tensor> hmm_sample(const Tensor& initial, const Tensor& trans
                                       std::optional<Tensor> lengths, const Tensor& uniforms) {
   const HmmInputs in("hmm_sample", initial, transition, emission, lengths);
   const HmmProblem& problem = in.problem;
-  const bool fits = uniforms.dim() == 3 && uniforms.size(1) == problem.batch && uniforms.size(2) == problem.steps;
-  STD_TORCH_CHECK(fits && uniforms.scalar_type() == emission.scalar_type(),
-                  "sumprod::hmm_sample: uniforms must be [draws, B, T] in the emission's dtype");
-  const Tensor numbers = uniforms.is_contiguous() ? uniforms : torch::stable::contiguous(uniforms);
+  const Tensor numbers = checked_uniforms(in, uniforms);
   const int64_t draws = numbers.size(0);
   Tensor paths = in.empty_long({draws, problem.batch, problem.steps});
   Tensor dead = in.empty_long({problem.batch});

@@ -45,9 +45,10 @@ void check_types(const char* op, const Tensor& initial, const Tensor& transition
                   ": initial, transition and emission must have one dtype");
 }
 
-void check_lengths(const char* op, const Tensor& lengths, int64_t batch, int64_t steps) {
+void check_lengths(const char* op, const Tensor& lengths, int64_t batch, int64_t steps, HmmMemory memory) {
   STD_TORCH_CHECK(lengths.scalar_type() == ScalarType::Long && lengths.dim() == 1 && lengths.size(0) == batch,
                   "sumprod::", op, ": lengths must be int64 of shape [", batch, "], got shape ", shape_of(lengths));
+  if (memory == HmmMemory::device) return;
   const int64_t* data = lengths.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < batch; ++b) {
     STD_TORCH_CHECK(data[b] >= 0 && data[b] <= steps, "sumprod::", op, ": lengths[", b, "] = ", data[b],
@@ -58,14 +59,14 @@ void check_lengths(const char* op, const Tensor& lengths, int64_t batch, int64_t
 }  // namespace
 
 HmmInputs::HmmInputs(const char* op, const Tensor& initial_in, const Tensor& transition_in, const Tensor& emission_in,
-                     const std::optional<Tensor>& lengths_in)
-    : initial(initial_in), transition(transition_in), emission(emission_in), lengths(lengths_in) {
+                     const std::optional<Tensor>& lengths_in, HmmMemory memory_in)
+    : initial(initial_in), transition(transition_in), emission(emission_in), lengths(lengths_in), memory(memory_in) {
   check_shapes(op, initial, transition, emission);
   STD_TORCH_CHECK(emission.size(1) < INT32_MAX / 4, "sumprod::", op, ": at most 2^29 steps, got ", emission.size(1));
   check_types(op, initial, transition, emission);
   if (lengths.has_value()) {
     if (!lengths->is_contiguous()) lengths = torch::stable::contiguous(*lengths);
-    check_lengths(op, *lengths, emission.size(0), emission.size(1));
+    check_lengths(op, *lengths, emission.size(0), emission.size(1), memory);
   }
   problem.batch = emission.size(0);
   problem.steps = emission.size(1);
@@ -88,18 +89,42 @@ HmmInputs::HmmInputs(const char* op, const Tensor& initial_in, const Tensor& tra
 
 Tensor HmmInputs::empty(std::initializer_list<int64_t> sizes) const {
   Tensor result = torch::stable::new_empty(emission, {sizes.begin(), sizes.size()});
-  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * (problem.is_double ? 8 : 4));
+  if (memory == HmmMemory::host) {
+    prefer_huge_pages(result.mutable_data_ptr(), result.numel() * (problem.is_double ? 8 : 4));
+  }
   return result;
 }
 
 Tensor HmmInputs::empty_long(std::initializer_list<int64_t> sizes) const {
   Tensor result = torch::stable::new_empty(emission, {sizes.begin(), sizes.size()}, ScalarType::Long);
-  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * 8);
+  if (memory == HmmMemory::host) prefer_huge_pages(result.mutable_data_ptr(), result.numel() * 8);
   return result;
 }
 
 Tensor HmmInputs::zeros_double(std::initializer_list<int64_t> sizes) const {
   return torch::stable::new_zeros(emission, {sizes.begin(), sizes.size()}, ScalarType::Double);
+}
+
+// By sizes, not strides: a transition expanded over the batch still has a gradient per sequence.
+TransitionGradient HmmInputs::transition_gradient() const {
+  const bool steps = transition.size(1) > 1;
+  if (transition.size(0) > 1) return steps ? TransitionGradient::own_steps : TransitionGradient::own;
+  if (!steps) return TransitionGradient::shared;
+  return problem.batch == 1 ? TransitionGradient::own_steps : TransitionGradient::shared_steps;
+}
+
+Tensor checked_upstream(const HmmInputs& in, const Tensor& grad) {
+  const bool fits = grad.dim() == 1 && grad.size(0) == in.problem.batch;
+  STD_TORCH_CHECK(fits && grad.scalar_type() == in.emission.scalar_type(),
+                  "sumprod::hmm_log_normalizer_backward: grad must be [B] in the emission's dtype");
+  return grad.is_contiguous() ? grad : torch::stable::contiguous(grad);
+}
+
+Tensor checked_uniforms(const HmmInputs& in, const Tensor& uniforms) {
+  const bool fits = uniforms.dim() == 3 && uniforms.size(1) == in.problem.batch && uniforms.size(2) == in.problem.steps;
+  STD_TORCH_CHECK(fits && uniforms.scalar_type() == in.emission.scalar_type(),
+                  "sumprod::hmm_sample: uniforms must be [draws, B, T] in the emission's dtype");
+  return uniforms.is_contiguous() ? uniforms : torch::stable::contiguous(uniforms);
 }
 
 namespace {
