@@ -63,9 +63,12 @@ class SharedArena {
   SUMPROD_BOTH explicit SharedArena(unsigned char* base) : base_(base) {}
   template <class T>
   SUMPROD_BOTH T* take(int64_t count) {
-    unsigned char* p = base_ == nullptr ? nullptr : base_ + used_;
+    const int64_t at = used_;
     used_ += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
-    return reinterpret_cast<T*>(p);
+#if !defined(__CUDA_ARCH__)
+    if (base_ == nullptr) return nullptr;  // not in kernels: a choice would hide that the memory is shared
+#endif
+    return reinterpret_cast<T*>(base_ + at);
   }
   SUMPROD_BOTH int64_t used() const { return used_; }
 

@@ -68,6 +68,7 @@ template <class Real_>
 struct ScaledLinear {
   using Real = Real_;
   using Scale = int;  // the binary exponent that has been added
+  using ScaleSum = long long;
   static constexpr bool kMaxPlus = false;
   static constexpr unsigned kEmptyKey = 0;
 
@@ -97,6 +98,7 @@ template <class Real_>
 struct MaxPlus {
   using Real = Real_;
   using Scale = float;  // what has been subtracted
+  using ScaleSum = double;
   static constexpr bool kMaxPlus = true;
   static constexpr unsigned kEmptyKey = 0x007fffffu;  // of -inf
 

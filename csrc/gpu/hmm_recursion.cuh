@@ -65,11 +65,13 @@ class ResidentRecursion {
     emission_ = static_cast<const Real*>(p_.emission) + sequence_ * p_.emission_batch + first * p_.emission_time +
                 state_ * p_.emission_state;
     emission_step_ = backward_ ? -p_.emission_time : p_.emission_time;
-    kept_step_ = backward_ ? -p_.states : p_.states;
-    Real* messages = static_cast<Real*>(backward_ ? args.backward_messages : args.forward_messages);
-    if (messages != nullptr && part_ == 0 && state_ < p_.states) {
-      kept_ = messages + (sequence_ * p_.steps + first) * p_.states + state_;
-    }
+    kept_ = static_cast<Real*>(backward_ ? args.backward_messages : args.forward_messages);
+    kept_at_ = (sequence_ * p_.steps + first) * p_.states + state_;
+    kept_step_ = int(backward_ ? -p_.states : p_.states);
+    keeps_ = kept_ != nullptr && part_ == 0 && state_ < p_.states;
+    keeps_predicted_ = backward_ || args.forward_predicted;
+    exponents_ = args.forward_exponents + (args.forward_exponents == nullptr ? 0 : sequence_ * p_.steps);
+    keeps_exponents_ = args.forward_exponents != nullptr && !backward_ && part_ == 0 && state_ == 0;
   }
 
   SUMPROD_DEVICE void run() {
@@ -261,9 +263,9 @@ class ResidentRecursion {
     scale_ = scale;
     if (t < length_) {
       own_ = message;
-      scales_ += double(scale);
+      scales_ += scale;
       check(sum, message, (possible_ >> k & 1u) != 0);
-      keep(t, backward_ || args_.forward_predicted ? predicted : message, scale);
+      keep(t, keeps_predicted_ ? predicted : message, scale);
     }
     if (part_ == 0) message_[(t & 1) * kStates + state_] = own_;
   }
@@ -328,11 +330,10 @@ class ResidentRecursion {
   }
 
   SUMPROD_DEVICE void keep(int t, Real message, typename A::Scale scale) {
-    if (kept_ != nullptr) kept_[t * kept_step_] = message;
+    if (keeps_) kept_[kept_at_] = message;
+    kept_at_ += kept_step_;
     if constexpr (!A::kMaxPlus) {
-      if (args_.forward_exponents != nullptr && !backward_ && part_ == 0 && state_ == 0) {
-        args_.forward_exponents[sequence_ * p_.steps + t] = scale;
-      }
+      if (keeps_exponents_) exponents_[t] = scale;
     }
   }
 
@@ -348,7 +349,7 @@ class ResidentRecursion {
     if (!exists_ || part_ != 0 || state_ != 0) return;
     double value = 0.0;  // a sequence without steps has one path, of weight 1
     if (length_ > 0 && !flagged) {
-      value = (A::kMaxPlus ? double(total) : log(double(total))) + tops_ + A::log_of(scales_) +
+      value = (A::kMaxPlus ? double(total) : log(double(total))) + tops_ + A::log_of(double(scales_)) +
               summary.shift * double(length_ - 1);
     }
     if (flagged || (!backward_ && !(value - value == 0.0))) {
@@ -389,8 +390,13 @@ class ResidentRecursion {
   int length_, steps_ = 0;  // of this sequence, and of all that meet
   Real* message_;
   const Real* emission_;
-  int64_t emission_step_, kept_step_;
-  Real* kept_ = nullptr;  // where this state's messages go
+  int64_t emission_step_;
+  // Where this state's messages go, and which.
+  Real* kept_;
+  int64_t kept_at_;
+  int kept_step_;
+  bool keeps_, keeps_predicted_, keeps_exponents_;
+  int32_t* exponents_;
   Real weight_[kRows];
   Real factor_[kUnroll], next_factor_[kUnroll];  // of this tile and the next
   unsigned possible_ = 0, next_possible_ = 0;    // bit k: the emission of the tile's k-th step is not -inf
@@ -398,7 +404,8 @@ class ResidentRecursion {
   Real floor_ = 0;
   typename A::Scale scale_ = 0;
   unsigned last_key_ = 0;
-  double tops_ = 0.0, scales_ = 0.0;
+  double tops_ = 0.0;
+  typename A::ScaleSum scales_ = 0;
 };
 
 template <class A, int States, int Split, int Unroll>
