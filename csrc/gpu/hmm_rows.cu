@@ -109,12 +109,20 @@ SUMPROD_DEVICE void for_each_row(const HmmRows& rows, int width, Use use) {
   }
 }
 
+// log(x * y / total). The quotient first, so that what is certain has log 0; of tiny numbers the logs.
+template <class Real>
+SUMPROD_DEVICE Real log_share(Real x, Real y, double total) {
+  constexpr double kTiny = sizeof(Real) == 4 ? 0x1p-100 : 0x1p-900;
+  const double share = double(x) * double(y) / total;
+  return share > kTiny ? log(Real(share)) : Real(log(double(x)) + log(double(y)) - log(total));
+}
+
 template <class Real>
 __global__ void __launch_bounds__(kThreads) filter_kernel(HmmRows rows, int width, Real* filtered) {
   for_each_row<Real>(rows, width, [&](Row<Real>& row) {
-    const Real log_total = Real(log(row.total(false)));
+    const double total = row.total(false);
     // Through the predicted message: exp(emission) may have underflowed, its log has not.
-    row.each_state([&](int64_t s) { filtered[row.at(s)] = log(row.forward(s)) + row.below(s) - log_total; });
+    row.each_state([&](int64_t s) { filtered[row.at(s)] = log_share(row.forward(s), Real(1), total) + row.below(s); });
     row.fill(filtered, row.at(0), -infinity<Real>());
   });
 }
@@ -125,10 +133,8 @@ __global__ void __launch_bounds__(kThreads) marginal_kernel(HmmRows rows, int wi
     const double total = row.total(true);
     row.fill(marginals, row.at(0), -infinity<Real>());
     if (row.distrusted(total)) return;
-    const Real log_total = Real(log(total));
-    row.each_state([&](int64_t s) {
-      marginals[row.at(s)] = (log(row.forward(s)) + log(row.backward(s)) + row.below(s)) - log_total;
-    });
+    row.each_state(
+        [&](int64_t s) { marginals[row.at(s)] = log_share(row.forward(s), row.backward(s), total) + row.below(s); });
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include "ops/gpu_call.h"
 #include "ops/hmm_general.h"
+#include "ops/hmm_posteriors_gpu.h"
 #include "ops/hmm_tensors.h"
 #include "ops/registration.h"
 
@@ -25,12 +26,12 @@ struct HmmGpuCall {
              const std::optional<Tensor>& lengths)
       : call(emission), in(op, initial, rows_contiguous(transition), emission, lengths, HmmMemory::device) {}
 
-  // Runs the general kernels for the sequences marked in `only`, or for all.
+  // Runs the general kernels for the sequences that `left` marks, or for all.
   template <class Outputs>
   void general(int64_t (*launch)(const HmmGeneral&, const Outputs&, const gpu::Stream&), const Outputs& outputs,
-               const uint8_t* only = nullptr) const {
+               const std::optional<Tensor>& left) const {
     if (in.problem.batch == 0) return;
-    HmmGeneral task = {in.problem, only, nullptr};
+    HmmGeneral task = {in.problem, left.has_value() ? left->const_data_ptr<uint8_t>() : nullptr, nullptr};
     Tensor scratch = call.scratch(launch(task, outputs, call.stream()));
     task.scratch = scratch.mutable_data_ptr();
     launch(task, outputs, call.stream());
@@ -44,7 +45,8 @@ Tensor hmm_log_normalizer(const Tensor& initial, const Tensor& transition, const
                           std::optional<Tensor> lengths) {
   const HmmGpuCall call("hmm_log_normalizer", initial, transition, emission, lengths);
   Tensor result = call.in.empty({call.in.problem.batch});
-  call.general(hmm_general_log_normalizer_cuda, HmmLogNormalizerOutputs{result.mutable_data_ptr()});
+  const HmmLogNormalizerOutputs outputs{result.mutable_data_ptr()};
+  call.general(hmm_general_log_normalizer_cuda, outputs, fast_log_normalizer(call.call, call.in.problem, outputs));
   return result;
 }
 
@@ -75,15 +77,22 @@ std::tuple<Tensor, Tensor, Tensor> hmm_log_normalizer_backward(const Tensor& gra
   if (!pairs) torch::stable::fill_(grad_transition, 0.0);
   const bool shared = kind == TransitionGradient::shared;
   const bool partial = pairs && (shared || kind == TransitionGradient::shared_steps);
+  // The general kernels fill some units of partial sums, the fast ones one more.
   const int64_t units = shared ? hmm_general_gradient_units(problem) : 1;
-  Tensor sums = call.call.scratch(partial ? units * matrices * square * int64_t(sizeof(double)) : 0);
+  Tensor sums = call.call.scratch(partial ? (units + 1) * matrices * square * int64_t(sizeof(double)) : 0);
   const HmmLogNormalizerGradients outputs{upstream.const_data_ptr(), grad_initial.mutable_data_ptr(),
                                           grad_emission.mutable_data_ptr(),
                                           partial ? sums.mutable_data_ptr() : grad_transition.mutable_data_ptr(), kind};
-  call.general(hmm_general_gradient_cuda, outputs);
+  std::optional<Tensor> left;
+  if (shared) {
+    double* counts = pairs ? static_cast<double*>(sums.mutable_data_ptr()) + units * square : nullptr;
+    left = fast_gradient(call.call, problem, outputs, counts);
+  }
+  call.general(hmm_general_gradient_cuda, outputs, left);
   if (partial) {
-    hmm_add_partial_sums_cuda(static_cast<const double*>(sums.const_data_ptr()), units, matrices * square,
-                              grad_transition.mutable_data_ptr(), problem.is_double, call.call.stream());
+    hmm_add_partial_sums_cuda(static_cast<const double*>(sums.const_data_ptr()), units + left.has_value(),
+                              matrices * square, grad_transition.mutable_data_ptr(), problem.is_double,
+                              call.call.stream());
   }
   return {like_initial(call, grad_initial), grad_transition, grad_emission};
 }
@@ -93,7 +102,8 @@ Tensor hmm_filter(const Tensor& initial, const Tensor& transition, const Tensor&
   const HmmGpuCall call("hmm_filter", initial, transition, emission, lengths);
   const HmmProblem& problem = call.in.problem;
   Tensor filtered = call.in.empty({problem.batch, problem.steps, problem.states});
-  call.general(hmm_general_filter_cuda, HmmFilterOutputs{filtered.mutable_data_ptr()});
+  const HmmFilterOutputs outputs{filtered.mutable_data_ptr()};
+  call.general(hmm_general_filter_cuda, outputs, fast_filter(call.call, problem, outputs));
   return filtered;
 }
 
@@ -102,7 +112,8 @@ Tensor hmm_marginals(const Tensor& initial, const Tensor& transition, const Tens
   const HmmGpuCall call("hmm_marginals", initial, transition, emission, lengths);
   const HmmProblem& problem = call.in.problem;
   Tensor marginals = call.in.empty({problem.batch, problem.steps, problem.states});
-  call.general(hmm_general_marginals_cuda, HmmMarginalsOutputs{marginals.mutable_data_ptr()});
+  const HmmMarginalsOutputs outputs{marginals.mutable_data_ptr()};
+  call.general(hmm_general_marginals_cuda, outputs, fast_marginals(call.call, problem, outputs));
   return marginals;
 }
 
@@ -112,7 +123,9 @@ Tensor hmm_pairwise(const Tensor& initial, const Tensor& transition, const Tenso
   const HmmProblem& problem = call.in.problem;
   const int64_t pairs = problem.steps > 1 ? problem.steps - 1 : 0;
   Tensor pairwise = call.in.empty({problem.batch, pairs, problem.states, problem.states});
-  if (pairs > 0) call.general(hmm_general_pairwise_cuda, HmmPairwiseOutputs{pairwise.mutable_data_ptr()});
+  if (pairs == 0) return pairwise;
+  const HmmPairwiseOutputs outputs{pairwise.mutable_data_ptr()};
+  call.general(hmm_general_pairwise_cuda, outputs, fast_pairwise(call.call, problem, outputs));
   return pairwise;
 }
 
@@ -123,8 +136,9 @@ std::tuple<Tensor, Tensor, Tensor> hmm_viterbi(const Tensor& initial, const Tens
   Tensor path = call.in.empty_long({problem.batch, problem.steps});
   Tensor score = call.in.empty({problem.batch});
   Tensor dead = call.in.empty_long({problem.batch});
-  call.general(hmm_general_viterbi_cuda, HmmViterbiOutputs{path.mutable_data_ptr<int64_t>(), score.mutable_data_ptr(),
-                                                           dead.mutable_data_ptr<int64_t>()});
+  const HmmViterbiOutputs outputs{path.mutable_data_ptr<int64_t>(), score.mutable_data_ptr(),
+                                  dead.mutable_data_ptr<int64_t>()};
+  call.general(hmm_general_viterbi_cuda, outputs, std::nullopt);
   return {path, score, dead};
 }
 
@@ -136,9 +150,9 @@ std::tuple<Tensor, Tensor> hmm_sample(const Tensor& initial, const Tensor& trans
   const int64_t draws = numbers.size(0);
   Tensor paths = call.in.empty_long({draws, problem.batch, problem.steps});
   Tensor dead = call.in.empty_long({problem.batch});
-  call.general(hmm_general_sample_cuda,
-               HmmSampleOutputs{numbers.const_data_ptr(), draws, paths.mutable_data_ptr<int64_t>(),
-                                dead.mutable_data_ptr<int64_t>()});
+  const HmmSampleOutputs outputs{numbers.const_data_ptr(), draws, paths.mutable_data_ptr<int64_t>(),
+                                 dead.mutable_data_ptr<int64_t>()};
+  call.general(hmm_general_sample_cuda, outputs, std::nullopt);
   return {paths, dead};
 }
 
