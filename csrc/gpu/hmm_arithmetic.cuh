@@ -20,6 +20,12 @@ SUMPROD_BOTH constexpr Real infinity() {
   return Real(__builtin_huge_val());
 }
 
+// Read and written in one go (two for doubles).
+template <class Real>
+struct alignas(16) Four {
+  Real x, y, z, w;
+};
+
 constexpr double kLn2 = 0.69314718055994530942;
 
 // NaN is taken for the smaller one: one instruction.

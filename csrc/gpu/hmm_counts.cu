@@ -25,12 +25,14 @@ struct CountTile {
   static_assert(kSlices >= 1 && kPanel % kSlices == 0);
 
   Real *from, *to;  // [pair of the panel][state of the tile]
+  int* pair;        // [pair of the panel]: whether it counts
   double* sums;     // [slice][state][state]; after the panels, in the same memory
   int64_t bytes;
   SUMPROD_BOTH explicit CountTile(unsigned char* base) {
     SharedArena panels(base), result(base);
     from = panels.take<Real>(kPanel * Tile);
     to = panels.take<Real>(kPanel * Tile);
+    pair = panels.take<int>(kPanel);
     sums = result.take<double>(int64_t(kSlices) * Tile * Tile);
     bytes = panels.used() > result.used() ? panels.used() : result.used();
   }
@@ -48,9 +50,14 @@ template <class Real, int Tile>
 SUMPROD_DEVICE void load_panel(const HmmRows& rows, int64_t first, int64_t end, int64_t i0, int64_t j0,
                                const CountTile<Real, Tile>& tile) {
   const int64_t states = rows.problem.states;
+  if (int(threadIdx.x) < tile.kPanel) {
+    const int64_t row = first + threadIdx.x;
+    tile.pair[threadIdx.x] = row < end && is_pair(rows, row);
+  }
+  __syncthreads();
   for (int k = int(threadIdx.x); k < tile.kPanel * Tile; k += kThreads) {
     const int64_t row = first + k / Tile, i = i0 + k % Tile, j = j0 + k % Tile;
-    const bool pair = row < end && is_pair(rows, row);
+    const bool pair = tile.pair[k / Tile] != 0;
     tile.from[k] = pair && i < states ? static_cast<const Real*>(rows.forward)[(row - 1) * states + i] : Real(0);
     tile.to[k] = pair && j < states ? static_cast<const Real*>(rows.backward)[row * states + j] : Real(0);
   }
@@ -83,12 +90,10 @@ __global__ void __launch_bounds__(kThreads) counts_kernel(HmmRows rows, int64_t 
     load_panel(rows, first, end, i0, j0, tile);
     __syncthreads();
     for (int k = slice; k < T::kPanel; k += T::kSlices) {
-      Real x[kSide], y[kSide];
-#pragma unroll
-      for (int a = 0; a < kSide; ++a) {
-        x[a] = tile.from[k * Tile + i + a];
-        y[a] = tile.to[k * Tile + j + a];
-      }
+      const auto four_x = *reinterpret_cast<const Four<Real>*>(tile.from + k * Tile + i);
+      const auto four_y = *reinterpret_cast<const Four<Real>*>(tile.to + k * Tile + j);
+      const Real x[kSide] = {four_x.x, four_x.y, four_x.z, four_x.w};
+      const Real y[kSide] = {four_y.x, four_y.y, four_y.z, four_y.w};
 #pragma unroll
       for (int a = 0; a < kSide; ++a) {
 #pragma unroll

@@ -14,11 +14,6 @@
 
 namespace sumprod::gpu {
 
-template <class Real>
-struct alignas(16) Four {
-  Real x, y, z, w;
-};
-
 template <class A, int States, int Split, int Unroll>
 class ResidentRecursion {
  public:

@@ -13,12 +13,13 @@ constexpr int64_t kBlocksPerMultiprocessor = 16;
 template <class Real>
 class Row {
  public:
-  SUMPROD_DEVICE Row(const HmmRows& rows, int64_t row, int width)
+  // `sequence` may be past the last one: such a row does not exist.
+  SUMPROD_DEVICE Row(const HmmRows& rows, int64_t sequence, int64_t t, int width)
       : rows_(rows), p_(rows.problem), width_(width), lane_(int(threadIdx.x) % width) {
-    exists_ = row < p_.batch * p_.steps;
-    row_ = exists_ ? row : 0;
-    sequence_ = row_ / p_.steps;
-    t_ = row_ % p_.steps;
+    exists_ = sequence < p_.batch;
+    sequence_ = exists_ ? sequence : 0;
+    t_ = t;
+    row_ = sequence_ * p_.steps + t_;
     length_ = p_.lengths == nullptr ? p_.steps : p_.lengths[sequence_];
     inside_ = exists_ && t_ < length_;
     emission_ = static_cast<const Real*>(p_.emission) + sequence_ * p_.emission_batch + t_ * p_.emission_time;
@@ -98,15 +99,32 @@ int64_t blocks_for(int64_t rows, int rows_per_block, const Stream& stream) {
   return wanted < most ? wanted : most;
 }
 
-// Calls use(row) for all steps of all sequences; the lanes of a warp stay together.
+// Calls use(sequence, t) for all steps [0, steps) of all sequences, and once more past the last sequence where the
+// lanes of a warp must stay together; neighbouring groups of `width` lanes have neighbouring steps.
+template <class Use>
+SUMPROD_DEVICE void for_each_step(int64_t batch, int64_t steps, int width, Use use) {
+  const int64_t together = kThreads / width, stride = int64_t(gridDim.x) * together;
+  const int64_t first = int64_t(blockIdx.x) * together, own = first + int(threadIdx.x) / width;
+  // Divisions are slow, so there is but one.
+  const int64_t sequences = stride / steps, rest = stride % steps;
+  int64_t sequence = own / steps, t = own % steps;
+  for (int64_t base = first; base < batch * steps; base += stride) {
+    use(sequence, t);
+    sequence += sequences;
+    t += rest;
+    if (t >= steps) {
+      t -= steps;
+      ++sequence;
+    }
+  }
+}
+
 template <class Real, class Use>
 SUMPROD_DEVICE void for_each_row(const HmmRows& rows, int width, Use use) {
-  const int64_t count = rows.problem.batch * rows.problem.steps;
-  const int64_t together = kThreads / width, first = int64_t(blockIdx.x) * together;
-  for (int64_t base = first; base < count; base += int64_t(gridDim.x) * together) {
-    Row<Real> row(rows, base + int(threadIdx.x) / width, width);
+  for_each_step(rows.problem.batch, rows.problem.steps, width, [&](int64_t sequence, int64_t t) {
+    Row<Real> row(rows, sequence, t, width);
     use(row);
-  }
+  });
 }
 
 // log(x * y / total). The quotient first, so that what is certain has log 0; of tiny numbers the logs.
@@ -178,34 +196,31 @@ __global__ void __launch_bounds__(kThreads) pairwise_kernel(HmmRows rows, const 
   SharedArena arena(shared_memory());
   Real* from = arena.take<Real>(int64_t(warps) * states) + int64_t(warp_of_thread()) * states;
   Real* to = arena.take<Real>(int64_t(warps) * states) + int64_t(warp_of_thread()) * states;
-  const int64_t pairs = p.steps - 1, count = p.batch * pairs;
+  const int64_t pairs = p.steps - 1;
   const Real* potential = static_cast<const Real*>(p.transition);
-  for (int64_t base = int64_t(blockIdx.x) * warps; base < count; base += int64_t(gridDim.x) * warps) {
-    const int64_t pair = base + warp_of_thread();
-    const bool exists = pair < count;
-    const int64_t sequence = exists ? pair / pairs : 0, row = sequence * p.steps + (exists ? pair % pairs : 0);
-    Row<Real> here(rows, row, kWarp), next(rows, row + 1, kWarp);
+  for_each_step(p.batch, pairs, kWarp, [&](int64_t sequence, int64_t t) {
+    Row<Real> here(rows, sequence, t, kWarp), next(rows, sequence, t + 1, kWarp);
     const double total = next.total(true);
     const bool lost = next.distrusted(total);
-    const bool wanted = exists && next.wanted() && !lost;
+    const bool wanted = next.wanted() && !lost;
     if (wanted) {
       here.each_state([&](int64_t s) { from[s] = log(here.forward(s)) + here.below(s); });
       next.each_state([&](int64_t s) { to[s] = log(next.backward(s)) + next.below(s); });
     }
     __syncwarp();
-    Real* out = pairwise + pair * states * states;
+    Real* out = pairwise + (sequence * pairs + t) * states * states;
     if (wanted) {
-      const double norm = log(total) - double(rows.exponents[row + 1]) * kLn2 + *shift;
+      const double norm = log(total) - double(rows.exponents[sequence * p.steps + t + 1]) * kLn2 + *shift;
       for (int k = lane_of_thread(); k < states * states; k += kWarp) {
         const int i = k / states, j = k % states;
         const Real weight = potential[i * p.transition_from + j * p.transition_to];
         out[k] = (from[i] + to[j]) + Real(double(weight) - norm);
       }
-    } else if (exists && next.padding()) {
+    } else if (next.padding()) {
       for (int k = lane_of_thread(); k < states * states; k += kWarp) out[k] = -infinity<Real>();
     }
     __syncwarp();
-  }
+  });
 }
 
 template <class Real>
