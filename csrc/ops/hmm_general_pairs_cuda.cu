@@ -72,15 +72,21 @@ class PairSequence {
   const double upstream_;
 };
 
-// Calls visit(row, entry) for all entries of rows [0, rows): `lanes` neighbouring threads share a row.
-template <class Visit>
-SUMPROD_DEVICE void for_each_entry(int64_t rows, int64_t entries, int lanes, Visit visit) {
+// Calls visit(row, entry) for all entries of rows [0, rows) that are wanted(row): `lanes` neighbouring threads share
+// a row.
+template <class Wanted, class Visit>
+SUMPROD_DEVICE void for_each_entry(int64_t rows, int64_t entries, int lanes, Wanted wanted, Visit visit) {
   const int per_block = kThreads / lanes;
   for (int64_t row = int64_t(blockIdx.x) * per_block + int(threadIdx.x) / lanes; row < rows;
        row += int64_t(gridDim.x) * per_block) {
+    if (!wanted(row)) continue;
     for (int64_t k = int(threadIdx.x) % lanes; k < entries; k += lanes) visit(row, k);
   }
 }
+
+struct AllRows {
+  SUMPROD_DEVICE bool operator()(int64_t) const { return true; }
+};
 
 // A result for every pair of every step: hmm_pairwise, and TransitionGradient::own_steps.
 template <class Real>
@@ -88,9 +94,11 @@ __global__ void __launch_bounds__(kThreads) each_pair_kernel(PairPass pass) {
   const HmmProblem& p = pass.task.problem;
   const int64_t steps = p.steps - 1, states = p.states, square = states * states;
   const Real none = pass.upstream == nullptr ? -infinity<Real>() : Real(0);
-  for_each_entry(pass.chunk.count * steps, square, pass.lanes, [&](int64_t row, int64_t k) {
+  const auto ours = [&](int64_t row) {
+    return pass.task.only == nullptr || pass.task.only[pass.chunk.first + row / steps] != 0;
+  };
+  for_each_entry(pass.chunk.count * steps, square, pass.lanes, ours, [&](int64_t row, int64_t k) {
     const int64_t slot = row / steps, t = row % steps;
-    if (pass.task.only != nullptr && pass.task.only[pass.chunk.first + slot] == 0) return;
     const PairSequence<Real> s(pass, slot);
     const int i = int(k / states), j = int(k % states);
     Real value = none;
@@ -116,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) sum_over_time_kernel(PairPass pass) 
   const bool own = pass.kind == TransitionGradient::own;
   const int64_t units = own ? pass.chunk.count : pass.units, total = pass.chunk.count * steps;
   const int64_t part = own ? steps : (total + units - 1) / units;
-  for_each_entry(units, square, pass.lanes, [&](int64_t unit, int64_t k) {
+  for_each_entry(units, square, pass.lanes, AllRows(), [&](int64_t unit, int64_t k) {
     const int64_t begin = unit * part, end = begin + part < total ? begin + part : total;
     const int i = int(k / states), j = int(k % states);
     double sum = 0.0;
@@ -148,7 +156,7 @@ template <class Real>
 __global__ void __launch_bounds__(kThreads) sum_over_batch_kernel(PairPass pass) {
   const HmmProblem& p = pass.task.problem;
   const int64_t steps = p.steps - 1, states = p.states, square = states * states;
-  for_each_entry(steps, square, pass.lanes, [&](int64_t t, int64_t k) {
+  for_each_entry(steps, square, pass.lanes, AllRows(), [&](int64_t t, int64_t k) {
     const int i = int(k / states), j = int(k % states);
     double* out = static_cast<double*>(pass.out) + t * square + k;
     double sum = pass.accumulate ? *out : 0.0;
@@ -190,7 +198,9 @@ __global__ void __launch_bounds__(kBatchWarps* gpu::kWarp)
   out[state] = Real(sum);
 }
 
-int64_t blocks_for(int64_t threads) { return std::clamp<int64_t>((threads + kThreads - 1) / kThreads, 1, kMostGrid); }
+int64_t blocks_for(int64_t threads, int64_t most = kMostGrid) {
+  return std::clamp<int64_t>((threads + kThreads - 1) / kThreads, 1, most);
+}
 
 void launch_pairs(PairPass pass, const gpu::Stream& stream) {
   const HmmProblem& p = pass.task.problem;
@@ -206,7 +216,9 @@ void launch_pairs(PairPass pass, const gpu::Stream& stream) {
     rows = p.steps - 1;
     kernel = p.is_double ? sum_over_batch_kernel<double> : sum_over_batch_kernel<float>;
   }
-  gpu::launch(kernel, {blocks_for(rows * pass.lanes), kThreads}, stream, pass);
+  // Few sequences are left by the fast kernels, most often none: then there should be few blocks to find that out.
+  const int64_t most = pass.task.only == nullptr ? kMostGrid : 8 * gpu::properties_of(stream.device).multiprocessors;
+  gpu::launch(kernel, {blocks_for(rows * pass.lanes, most), kThreads}, stream, pass);
 }
 
 }  // namespace
