@@ -63,8 +63,34 @@ SUMPROD_DEVICE void load_panel(const HmmRows& rows, int64_t first, int64_t end, 
   }
 }
 
+// Where sums go: those of units to be added up, or, where a unit is a sequence, the counts themselves.
+struct CountsOut {
+  double* partial;  // [unit, states, states], or null
+  const double* shift;
+  void* counts;  // [batch, states, states]
+};
+
+template <class Real>
+SUMPROD_DEVICE double weight_at(const HmmProblem& p, int64_t sequence, int64_t i, int64_t j, const double* shift) {
+  const Real* potential = static_cast<const Real*>(p.transition) + sequence * p.transition_batch;
+  const double top = shift[p.transition_batch == 0 ? 0 : sequence];
+  return exp(double(potential[i * p.transition_from + j * p.transition_to]) - top);
+}
+
+template <class Real>
+SUMPROD_DEVICE void put_count(const HmmRows& rows, const CountsOut& out, int64_t unit, int64_t i, int64_t j,
+                              double sum) {
+  const HmmProblem& p = rows.problem;
+  const int64_t at = (unit * p.states + i) * p.states + j;
+  if (out.partial != nullptr) {
+    out.partial[at] = sum;
+  } else if (rows.redo[unit] == 0) {
+    static_cast<Real*>(out.counts)[at] = Real(sum * weight_at<Real>(p, unit, i, j, out.shift));
+  }
+}
+
 template <class Real, int Tile>
-__global__ void __launch_bounds__(kThreads) counts_kernel(HmmRows rows, int64_t rows_per_unit, double* partial) {
+__global__ void __launch_bounds__(kThreads) counts_kernel(HmmRows rows, int64_t rows_per_unit, CountsOut out) {
   using T = CountTile<Real, Tile>;
   const T tile(shared_memory());
   const int64_t states = rows.problem.states, tiles = (states + Tile - 1) / Tile;
@@ -112,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) counts_kernel(HmmRows rows, int64_t 
     double total = 0.0;
     for (int s = 0; s < T::kSlices; ++s) total += tile.sums[s * Tile * Tile + k];
     const int64_t row = i0 + k / Tile, column = j0 + k % Tile;
-    if (row < states && column < states) partial[(unit * states + row) * states + column] = total;
+    if (row < states && column < states) put_count<Real>(rows, out, unit, row, column, total);
   }
 }
 
@@ -122,29 +148,32 @@ __global__ void __launch_bounds__(kThreads) add_counts_kernel(HmmProblem p, HmmC
   if (k >= square) return;
   double total = 0.0;
   for (int64_t u = 0; u < units; ++u) total += counts.partial[u * square + k];
-  const int64_t i = k / p.states, j = k % p.states;
-  const Real potential = static_cast<const Real*>(p.transition)[i * p.transition_from + j * p.transition_to];
-  counts.counts[k] = total * exp(double(potential) - *counts.shift);
+  counts.counts[k] = total * weight_at<Real>(p, 0, k / p.states, k % p.states, counts.shift);
 }
 
 template <class Real, int Tile>
-void launch_counts(const HmmRows& rows, const HmmCounts& counts, int64_t units, const Stream& stream) {
-  const int64_t tiles = (rows.problem.states + Tile - 1) / Tile, count = rows.problem.batch * rows.problem.steps;
+void launch_counts(const HmmRows& rows, int64_t units, int64_t rows_per_unit, const CountsOut& out,
+                   const Stream& stream) {
+  const int64_t tiles = (rows.problem.states + Tile - 1) / Tile;
   const LaunchShape shape{units * tiles * tiles, kThreads, CountTile<Real, Tile>(nullptr).bytes};
-  launch(counts_kernel<Real, Tile>, shape, stream, rows, (count + units - 1) / units, counts.partial);
+  launch(counts_kernel<Real, Tile>, shape, stream, rows, rows_per_unit, out);
+}
+
+template <class Real>
+void launch_counts_for(const HmmRows& rows, int64_t units, int64_t rows_per_unit, const CountsOut& out,
+                       const Stream& stream) {
+  const int64_t states = rows.problem.states;
+  if (states <= 16) return launch_counts<Real, 16>(rows, units, rows_per_unit, out, stream);
+  if (states <= 32) return launch_counts<Real, 32>(rows, units, rows_per_unit, out, stream);
+  launch_counts<Real, 64>(rows, units, rows_per_unit, out, stream);
 }
 
 template <class Real>
 void count(const HmmRows& rows, const HmmCounts& counts, const Stream& stream) {
-  const int64_t units = count_units(rows.problem), states = rows.problem.states;
-  if (states <= 16) {
-    launch_counts<Real, 16>(rows, counts, units, stream);
-  } else if (states <= 32) {
-    launch_counts<Real, 32>(rows, counts, units, stream);
-  } else {
-    launch_counts<Real, 64>(rows, counts, units, stream);
-  }
-  const LaunchShape shape{(states * states + kThreads - 1) / kThreads, kThreads};
+  const int64_t units = count_units(rows.problem), steps = rows.problem.batch * rows.problem.steps;
+  launch_counts_for<Real>(rows, units, (steps + units - 1) / units, {counts.partial, nullptr, nullptr}, stream);
+  const int64_t square = rows.problem.states * rows.problem.states;
+  const LaunchShape shape{(square + kThreads - 1) / kThreads, kThreads};
   launch(add_counts_kernel<Real>, shape, stream, rows.problem, counts, units);
 }
 
@@ -162,6 +191,13 @@ int64_t count_units(const HmmProblem& problem) {
 void transition_counts(const HmmRows& rows, const HmmCounts& counts, const Stream& stream) {
   if (rows.problem.is_double) return count<double>(rows, counts, stream);
   count<float>(rows, counts, stream);
+}
+
+void transition_counts_for_each(const HmmRows& rows, const double* shift, void* counts, const Stream& stream) {
+  const HmmProblem& p = rows.problem;
+  const CountsOut out{nullptr, shift, counts};
+  if (p.is_double) return launch_counts_for<double>(rows, p.batch, p.steps, out, stream);
+  launch_counts_for<float>(rows, p.batch, p.steps, out, stream);
 }
 
 }  // namespace sumprod::gpu

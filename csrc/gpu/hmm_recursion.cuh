@@ -73,7 +73,6 @@ class ResidentRecursion {
     const WeightSummary summary = load_weights();
     watch(summary);
     steps_ = kInWarp ? warp_max(length_) : length_;
-    if (hopeless_) steps_ = 0;
     if (steps_ > 0) {
       Real raw[kUnroll], incoming[kUnroll];
       load_tile(0, raw);
@@ -97,11 +96,11 @@ class ResidentRecursion {
 
   // ---- weights
 
-  // Reads the part of the matrix that this thread needs, and learns about the whole from the block.
+  // Reads the part of the matrix that this thread needs, and learns about the whole from its group.
   SUMPROD_DEVICE WeightSummary load_weights() {
     const int64_t from = backward_ ? p_.transition_to : p_.transition_from;
     const int64_t to = backward_ ? p_.transition_from : p_.transition_to;
-    const Real* potential = static_cast<const Real*>(p_.transition);
+    const Real* potential = static_cast<const Real*>(p_.transition) + sequence_ * p_.transition_batch;
     const bool any = p_.steps > 1;
     double highest = -infinity<double>(), lowest = infinity<double>();
     bool zero = false, invalid = false;
@@ -119,30 +118,43 @@ class ResidentRecursion {
       }
       weight_[k] = x;
     }
-    highest = block_max(highest);
-    lowest = -block_max(-lowest);
-    zero = __syncthreads_or(zero);
-    invalid = __syncthreads_or(invalid);
+    highest = group_max(highest);
+    lowest = -group_max(-lowest);
+    zero = any_of_group(zero);
+    invalid = any_of_group(invalid);
     const bool none = highest == -infinity<double>();
     const Real shift = none || A::kMaxPlus ? Real(0) : Real(highest);
     for (int k = 0; k < kRows; ++k) weight_[k] = A::weight(weight_[k], shift);
     return {double(shift), none ? 0.0 : lowest - highest, !zero, invalid};
   }
 
-  SUMPROD_DEVICE double block_max(double x) {
-    x = warp_max(x);
-    __syncthreads();
-    if (lane_of_thread() == 0) shared_.reduction[warp_of_thread()] = x;
-    __syncthreads();
-    for (int w = 0; w < kThreads / kWarp; ++w) x = shared_.reduction[w] > x ? shared_.reduction[w] : x;
-    return x;
+  // The largest of the group's numbers. For all threads of the block at once.
+  SUMPROD_DEVICE double group_max(double x) {
+    if constexpr (kInWarp) {
+      return warp_max(x, kGroup);
+    } else {
+      x = warp_max(x);
+      __syncthreads();
+      if (lane_of_thread() == 0) shared_.reduction[warp_of_thread()] = x;
+      __syncthreads();
+      for (int w = 0; w < kWarps; ++w) x = shared_.reduction[w] > x ? shared_.reduction[w] : x;
+      return x;
+    }
   }
 
+  // What the weights mean for a sequence that uses them: one step alone does not, so that its result is the same
+  // whatever else is in the batch.
   SUMPROD_DEVICE void watch(const WeightSummary& summary) {
-    hopeless_ = summary.invalid && p_.steps > 1;
+    if (length_ <= 1) return;
+    bool hopeless = summary.invalid;
+    if constexpr (!A::kMaxPlus) hopeless = hopeless || summary.lowest < LinearTrust<Real>::kSparse;
+    if (hopeless) {
+      redo_ = true;
+      length_ = 0;
+      return;
+    }
     if constexpr (!A::kMaxPlus) {
       watched_ = !(summary.dense && summary.lowest >= LinearTrust<Real>::kDense);
-      hopeless_ = hopeless_ || summary.lowest < LinearTrust<Real>::kSparse;
       floor_ = power_of_two(int(LinearTrust<Real>::kProduct - summary.lowest / kLn2), Real());
     }
   }
@@ -164,7 +176,7 @@ class ResidentRecursion {
     if constexpr (kInWarp) {
       return or_zero(warp_max(x, kGroup));
     } else {
-      return or_zero(Real(block_max(double(x))));
+      return or_zero(Real(group_max(double(x))));
     }
   }
 
@@ -337,10 +349,10 @@ class ResidentRecursion {
   SUMPROD_DEVICE void finish(const WeightSummary& summary) {
     const Real total = group_total(part_ == 0 && state_ < p_.states ? own_ : A::zero());
     if constexpr (A::kMaxPlus) {
-      if (length_ > 0 && !hopeless_) note_depth(A::key(total));
-      if (!kInWarp && length_ > 1 && !hopeless_) note_depth(earlier_key(length_));
+      if (length_ > 0) note_depth(A::key(total));
+      if (!kInWarp && length_ > 1) note_depth(earlier_key(length_));
     }
-    const bool flagged = any_of_group(redo_ || (hopeless_ && length_ > 0));
+    const bool flagged = any_of_group(redo_);
     if (!exists_ || part_ != 0 || state_ != 0) return;
     double value = 0.0;  // a sequence without steps has one path, of weight 1
     if (length_ > 0 && !flagged) {
@@ -380,7 +392,7 @@ class ResidentRecursion {
   const HmmProblem& p_;
   const Shared shared_;
   int state_, part_;
-  bool backward_, exists_, watched_ = false, hopeless_ = false, redo_ = false;
+  bool backward_, exists_, watched_ = false, redo_ = false;
   int64_t sequence_;
   int length_, steps_ = 0;  // of this sequence, and of all that meet
   Real* message_;

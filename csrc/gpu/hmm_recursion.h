@@ -1,6 +1,6 @@
 // The resident HMM recursion on a GPU: what it is asked for, on the host's side and on the kernel's.
 //
-// It serves homogeneous transitions that all sequences share, up to kMostResidentStates states, and only numbers
+// It serves homogeneous transitions, up to kMostResidentStates states, and only numbers
 // that it can be sure of: a sequence whose result may have suffered, is not finite, or has no path at all is
 // reported in `redo`, and its outputs are to be made by the general kernels.
 #pragma once
@@ -27,10 +27,14 @@ struct HmmRecursion {
   uint8_t* redo;  // [batch]: set to 1, never to 0
 };
 
-// Whether the resident recursions serve these sizes and strides.
+// Whether the resident recursions serve these sizes and strides, with one transition matrix for all sequences, or also
+// with one for each.
+inline bool is_resident_for_each(const HmmProblem& problem) {
+  return problem.transition_time == 0 && problem.states <= kMostResidentStates && problem.batch > 0 &&
+         problem.steps > 0;
+}
 inline bool is_resident(const HmmProblem& problem) {
-  const bool homogeneous = problem.transition_batch == 0 && problem.transition_time == 0;
-  return homogeneous && problem.states <= kMostResidentStates && problem.batch > 0 && problem.steps > 0;
+  return is_resident_for_each(problem) && problem.transition_batch == 0;
 }
 
 // Sums over paths, in scaled linear space, in the problem's precision.

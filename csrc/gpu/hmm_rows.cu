@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads) pairwise_kernel(HmmRows rows, const 
   Real* from = arena.take<Real>(int64_t(warps) * states) + int64_t(warp_of_thread()) * states;
   Real* to = arena.take<Real>(int64_t(warps) * states) + int64_t(warp_of_thread()) * states;
   const int64_t pairs = p.steps - 1;
-  const Real* potential = static_cast<const Real*>(p.transition);
+  const Real* potentials = static_cast<const Real*>(p.transition);
   for_each_step(p.batch, pairs, kWarp, [&](int64_t sequence, int64_t t) {
     Row<Real> here(rows, sequence, t, kWarp), next(rows, sequence, t + 1, kWarp);
     const double total = next.total(true);
@@ -210,7 +210,9 @@ __global__ void __launch_bounds__(kThreads) pairwise_kernel(HmmRows rows, const 
     __syncwarp();
     Real* out = pairwise + (sequence * pairs + t) * states * states;
     if (wanted) {
-      const double norm = log(total) - double(rows.exponents[sequence * p.steps + t + 1]) * kLn2 + *shift;
+      const double top = shift[p.transition_batch == 0 ? 0 : sequence];
+      const double norm = log(total) - double(rows.exponents[sequence * p.steps + t + 1]) * kLn2 + top;
+      const Real* potential = potentials + sequence * p.transition_batch;
       for (int k = lane_of_thread(); k < states * states; k += kWarp) {
         const int i = k / states, j = k % states;
         const Real weight = potential[i * p.transition_from + j * p.transition_to];
@@ -226,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) pairwise_kernel(HmmRows rows, const 
 template <class Real>
 __global__ void __launch_bounds__(1024) shift_kernel(HmmProblem problem, double* shift) {
   double* tops = reinterpret_cast<double*>(shared_memory());
-  const Real* potential = static_cast<const Real*>(problem.transition);
+  const Real* potential = static_cast<const Real*>(problem.transition) + blockIdx.x * problem.transition_batch;
   double top = -infinity<double>();
   for (int64_t k = threadIdx.x; k < problem.states * problem.states; k += blockDim.x) {
     const int64_t i = k / problem.states, j = k % problem.states;
@@ -238,7 +240,7 @@ __global__ void __launch_bounds__(1024) shift_kernel(HmmProblem problem, double*
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int w = 1; w < int(blockDim.x) / kWarp; ++w) top = tops[w] > top ? tops[w] : top;
-  *shift = top == -infinity<double>() ? 0.0 : top;
+  shift[blockIdx.x] = top == -infinity<double>() ? 0.0 : top;
 }
 
 template <class Real, class F>
@@ -296,9 +298,11 @@ void pairwise_rows(const HmmRows& rows, const double* shift, void* pairwise, con
   });
 }
 
+int64_t shift_count(const HmmProblem& problem) { return problem.transition_batch == 0 ? 1 : problem.batch; }
+
 void transition_shift(const HmmProblem& problem, double* shift, const Stream& stream) {
   const int threads = problem.states <= 8 ? 64 : 1024;
-  const LaunchShape shape{1, threads, int64_t(sizeof(double)) * threads / kWarp};
+  const LaunchShape shape{shift_count(problem), threads, int64_t(sizeof(double)) * threads / kWarp};
   for_real(problem, [&](auto real) { launch(shift_kernel<decltype(real)>, shape, stream, problem, shift); });
 }
 

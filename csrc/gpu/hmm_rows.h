@@ -34,11 +34,13 @@ struct HmmGradientRows {
 };
 void gradient_rows(const HmmRows& rows, const HmmGradientRows& gradient, const Stream& stream);
 
-// The largest finite log potential of a homogeneous transition, into `shift` (one double); 0 where there is none.
+// The largest finite log potential of each transition matrix, into `shift`: one double, or one per sequence where each
+// has a matrix of its own; 0 where there is none.
+int64_t shift_count(const HmmProblem& problem);
 void transition_shift(const HmmProblem& problem, double* shift, const Stream& stream);
 
-// Expected transition counts times upstream, [states, states] in double: sums over batch and time of what
-// gradient_rows has left, in an order that depends on the sizes alone.
+// Expected transition counts times upstream: sums over time, and over the batch, of what gradient_rows has left, in an
+// order that depends on the sizes alone.
 struct HmmCounts {
   const double* shift;
   double* partial;  // [count_units(), states, states]
@@ -46,5 +48,8 @@ struct HmmCounts {
 };
 int64_t count_units(const HmmProblem& problem);
 void transition_counts(const HmmRows& rows, const HmmCounts& counts, const Stream& stream);
+
+// The same for each sequence, [batch, states, states] in the problem's dtype.
+void transition_counts_for_each(const HmmRows& rows, const double* shift, void* counts, const Stream& stream);
 
 }  // namespace sumprod::gpu

@@ -84,8 +84,8 @@ std::tuple<Tensor, Tensor, Tensor> hmm_log_normalizer_backward(const Tensor& gra
                                           grad_emission.mutable_data_ptr(),
                                           partial ? sums.mutable_data_ptr() : grad_transition.mutable_data_ptr(), kind};
   std::optional<Tensor> left;
-  if (shared) {
-    double* counts = pairs ? static_cast<double*>(sums.mutable_data_ptr()) + units * square : nullptr;
+  if (shared || kind == TransitionGradient::own) {
+    double* counts = partial ? static_cast<double*>(sums.mutable_data_ptr()) + units * square : nullptr;
     left = fast_gradient(call.call, problem, outputs, counts);
   }
   call.general(hmm_general_gradient_cuda, outputs, left);

@@ -64,7 +64,7 @@ class Passes {
 
 std::optional<Tensor> fast_log_normalizer(const GpuCall& call, const HmmProblem& problem,
                                           const HmmLogNormalizerOutputs& out) {
-  if (!gpu::is_resident(problem)) return std::nullopt;
+  if (!gpu::is_resident_for_each(problem)) return std::nullopt;
   Passes passes(call, problem);
   passes.run(out.log_normalizer);
   return passes.left();
@@ -72,7 +72,7 @@ std::optional<Tensor> fast_log_normalizer(const GpuCall& call, const HmmProblem&
 
 // A row of results takes the place of the messages that it is made of.
 std::optional<Tensor> fast_filter(const GpuCall& call, const HmmProblem& problem, const HmmFilterOutputs& out) {
-  if (!gpu::is_resident(problem)) return std::nullopt;
+  if (!gpu::is_resident_for_each(problem)) return std::nullopt;
   Passes passes(call, problem);
   passes.keep_forward(out.filtered);
   passes.run(nullptr);
@@ -81,7 +81,7 @@ std::optional<Tensor> fast_filter(const GpuCall& call, const HmmProblem& problem
 }
 
 std::optional<Tensor> fast_marginals(const GpuCall& call, const HmmProblem& problem, const HmmMarginalsOutputs& out) {
-  if (!gpu::is_resident(problem)) return std::nullopt;
+  if (!gpu::is_resident_for_each(problem)) return std::nullopt;
   Passes passes(call, problem);
   passes.keep_forward();
   passes.keep_backward(out.marginals);
@@ -91,10 +91,10 @@ std::optional<Tensor> fast_marginals(const GpuCall& call, const HmmProblem& prob
 }
 
 std::optional<Tensor> fast_pairwise(const GpuCall& call, const HmmProblem& problem, const HmmPairwiseOutputs& out) {
-  if (!gpu::is_resident(problem) || problem.steps < 2) return std::nullopt;
+  if (!gpu::is_resident_for_each(problem) || problem.steps < 2) return std::nullopt;
   Passes passes(call, problem);
   Tensor backward = call.scratch(passes.message_bytes());
-  Tensor shift = call.scratch(sizeof(double));
+  Tensor shift = call.scratch(gpu::shift_count(problem) * int64_t(sizeof(double)));
   auto* shift_data = static_cast<double*>(shift.mutable_data_ptr());
   passes.keep_forward();
   passes.keep_backward(backward.mutable_data_ptr());
@@ -106,8 +106,8 @@ std::optional<Tensor> fast_pairwise(const GpuCall& call, const HmmProblem& probl
 }
 
 std::optional<Tensor> fast_gradient(const GpuCall& call, const HmmProblem& problem,
-                                    const HmmLogNormalizerGradients& out, double* counts) {
-  if (!gpu::is_resident(problem)) return std::nullopt;
+                                    const HmmLogNormalizerGradients& out, double* shared) {
+  if (!gpu::is_resident_for_each(problem)) return std::nullopt;
   Passes passes(call, problem);
   const bool pairs = problem.steps > 1;
   // Counting needs the backward messages after the posteriors have been written.
@@ -118,13 +118,17 @@ std::optional<Tensor> fast_gradient(const GpuCall& call, const HmmProblem& probl
   passes.run(nullptr);
   gpu::gradient_rows(passes.rows(), {out.upstream, out.initial, out.emission, pairs}, call.stream());
   if (!pairs) return passes.left();
-  const int64_t square = problem.states * problem.states;
-  Tensor shift = call.scratch(sizeof(double));
-  Tensor partial = call.scratch(gpu::count_units(problem) * square * int64_t(sizeof(double)));
+  Tensor shift = call.scratch(gpu::shift_count(problem) * int64_t(sizeof(double)));
   auto* shift_data = static_cast<double*>(shift.mutable_data_ptr());
   gpu::transition_shift(problem, shift_data, call.stream());
-  gpu::transition_counts(passes.rows(), {shift_data, static_cast<double*>(partial.mutable_data_ptr()), counts},
-                         call.stream());
+  if (shared == nullptr) {
+    gpu::transition_counts_for_each(passes.rows(), shift_data, out.transition, call.stream());
+  } else {
+    const int64_t square = problem.states * problem.states;
+    Tensor partial = call.scratch(gpu::count_units(problem) * square * int64_t(sizeof(double)));
+    gpu::transition_counts(passes.rows(), {shift_data, static_cast<double*>(partial.mutable_data_ptr()), shared},
+                           call.stream());
+  }
   return passes.left();
 }
 

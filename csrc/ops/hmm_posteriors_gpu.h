@@ -20,9 +20,9 @@ std::optional<Tensor> fast_filter(const GpuCall& call, const HmmProblem& problem
 std::optional<Tensor> fast_marginals(const GpuCall& call, const HmmProblem& problem, const HmmMarginalsOutputs& out);
 std::optional<Tensor> fast_pairwise(const GpuCall& call, const HmmProblem& problem, const HmmPairwiseOutputs& out);
 
-// For one transition matrix that all sequences and steps share. `counts` [states, states] receives the gradient of
-// the transition, as far as it comes from the sequences that are not left.
+// `shared` [states, states] receives the gradient of a transition that all sequences share, as far as it comes from
+// sequences that are not left; null without pairs of steps, and where each sequence has a gradient of its own.
 std::optional<Tensor> fast_gradient(const GpuCall& call, const HmmProblem& problem,
-                                    const HmmLogNormalizerGradients& out, double* counts);
+                                    const HmmLogNormalizerGradients& out, double* shared);
 
 }  // namespace sumprod
