@@ -25,6 +25,7 @@
 #define __forceinline__ inline
 #define __noinline__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __restrict__ __restrict
 
 namespace sumprod::gpu::emulation {

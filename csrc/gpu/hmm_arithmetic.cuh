@@ -12,13 +12,9 @@
 
 #include "core/hmm_problem.h"
 #include "gpu/device.h"
+#include "gpu/numbers.cuh"
 
 namespace sumprod::gpu {
-
-template <class Real>
-SUMPROD_BOTH constexpr Real infinity() {
-  return Real(__builtin_huge_val());
-}
 
 // Read and written in one go (two for doubles).
 template <class Real>

@@ -3,6 +3,7 @@
 #include <limits>
 #include <vector>
 
+#include "ops/logsumexp_checks.h"
 #include "ops/registration.h"
 #include "ops/slices.h"
 #include "ops/workspace.h"
@@ -42,21 +43,11 @@ Tensor logsumexp(const Tensor& input, std::vector<int64_t> dim, bool keepdim) {
   return half ? torch::stable::to(result, input.scalar_type()) : result;
 }
 
-void check_backward(const SliceInputs& in, const Tensor& grad, const Tensor& input, const Tensor& output) {
-  STD_TORCH_CHECK(in.problem.type == SliceType::float32 || in.problem.type == SliceType::float64,
-                  "sumprod::logsumexp_backward: the input must be float32 or float64");
-  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type() && output.scalar_type() == input.scalar_type(),
-                  "sumprod::logsumexp_backward: grad, input and output must have one dtype");
-  STD_TORCH_CHECK(grad.numel() == in.problem.kept.count && output.numel() == in.problem.kept.count,
-                  "sumprod::logsumexp_backward: grad and output must have ", in.problem.kept.count,
-                  " elements, one per slice of the input, got ", grad.numel(), " and ", output.numel());
-}
-
 Tensor logsumexp_backward(const Tensor& grad, const Tensor& input, const Tensor& output, std::vector<int64_t> dim) {
   Tensor grad_input = torch::stable::empty_like(input);
   const SliceInputs in("logsumexp_backward", input, dim, &grad_input);
   const SliceProblem& problem = in.problem;
-  check_backward(in, grad, input, output);
+  check_logsumexp_backward(in, grad, input, output);
   if (in.empty()) return grad_input;
   const Tensor g = grad.is_contiguous() ? grad : torch::stable::contiguous(grad);
   const Tensor out = output.is_contiguous() ? output : torch::stable::contiguous(output);
@@ -84,6 +75,16 @@ Tensor logsumexp_backward(const Tensor& grad, const Tensor& input, const Tensor&
 }
 
 }  // namespace
+
+void check_logsumexp_backward(const SliceInputs& in, const Tensor& grad, const Tensor& input, const Tensor& output) {
+  STD_TORCH_CHECK(in.problem.type == SliceType::float32 || in.problem.type == SliceType::float64,
+                  "sumprod::logsumexp_backward: the input must be float32 or float64");
+  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type() && output.scalar_type() == input.scalar_type(),
+                  "sumprod::logsumexp_backward: grad, input and output must have one dtype");
+  STD_TORCH_CHECK(grad.numel() == in.problem.kept.count && output.numel() == in.problem.kept.count,
+                  "sumprod::logsumexp_backward: grad and output must have ", in.problem.kept.count,
+                  " elements, one per slice of the input, got ", grad.numel(), " and ", output.numel());
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sumprod, m) {
   m.def("logsumexp(Tensor input, int[] dim, bool keepdim) -> Tensor");

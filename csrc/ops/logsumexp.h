@@ -9,6 +9,7 @@
 
 #include "core/isa.h"
 #include "core/slices.h"
+#include "gpu/stream.h"
 
 namespace sumprod {
 
@@ -34,5 +35,18 @@ SUMPROD_DECLARE_KERNEL(void, logsumexp_backward_items, (const LogSumExpBackwardT
 // Rewrites slices [begin, end) whose result is +inf; the other kernel leaves NaN there.
 SUMPROD_DECLARE_KERNEL(void, logsumexp_backward_share, (const LogSumExpBackwardTask&))
 SUMPROD_DECLARE_KERNEL(bool, logsumexp_any_infinite, (const SliceProblem&, const void* result))
+
+struct LogSumExpCuda {
+  SliceProblem problem;
+  void* result;   // as above; null: nothing is computed
+  void* scratch;  // of as many bytes as are returned
+};
+int64_t logsumexp_cuda(const LogSumExpCuda& task, const gpu::Stream& stream);
+
+struct LogSumExpGradientCuda {
+  const void *grad, *result;
+  void* output;
+};
+void logsumexp_backward_cuda(const SliceProblem& problem, const LogSumExpGradientCuda& task, const gpu::Stream& stream);
 
 }  // namespace sumprod

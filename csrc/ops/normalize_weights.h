@@ -10,6 +10,7 @@
 
 #include "core/isa.h"
 #include "core/slices.h"
+#include "gpu/stream.h"
 
 namespace sumprod {
 
@@ -26,5 +27,14 @@ SUMPROD_DECLARE_KERNEL(SlicePlan, normalize_weights_plan, (const SliceProblem&))
 SUMPROD_DECLARE_KERNEL(void, normalize_weights_items, (const NormalizeWeightsTask&))
 SUMPROD_DECLARE_KERNEL(void, normalize_weights_combine, (const NormalizeWeightsTask&))
 SUMPROD_DECLARE_KERNEL(void, normalize_weights_write, (const NormalizeWeightsTask&))
+
+struct NormalizeWeightsCuda {
+  void *log_weights, *log_evidence, *ess;
+  void *top, *log_sum;     // filled in by the launcher, from its scratch memory, like the next
+  SlicePartial* partials;  // [slice, chunk], used when there are several chunks
+};
+// With `scratch` null nothing is computed; returns the bytes of scratch memory that are needed.
+int64_t normalize_weights_cuda(const SliceProblem& problem, const NormalizeWeightsCuda& task, void* scratch,
+                               const gpu::Stream& stream);
 
 }  // namespace sumprod
