@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 import sumprod
 from sumprod import runtime
+from tests import devices
 
 # `ci` draws the same examples in every run, so that a red run can be repeated; `thorough` (give
 # --hypothesis-profile=thorough) looks for new ones. No deadline: the machine may be shared.
@@ -26,19 +27,41 @@ settings.load_profile("ci")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption(
+        "--device",
+        choices=devices.DEVICES,
+        default="cpu",
+        help="where operator tests run; 'pretend' is as strict as a GPU and needs none",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes many seconds or much memory; needs --run-slow")
+    config.addinivalue_line(
+        "markers", "host(reason): is about the CPU or a compiler; runs with --device cpu only"
+    )
+    config.addinivalue_line("markers", "transforms: needs tensors that torch.func and torch.compile can take")
+    try:
+        devices.choose(config.getoption("--device"))
+    except RuntimeError as error:  # never a skip: who asks for a GPU wants it tested
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--run-slow"):
-        return
-    skip = pytest.mark.skip(reason="slow: give --run-slow")
+    slow = pytest.mark.skip(reason="slow: give --run-slow")
     for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(skip)
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
+            item.add_marker(slow)
+        host = item.get_closest_marker("host")
+        if host is not None and devices.device().type != "cpu":
+            item.add_marker(pytest.mark.skip(reason=f"on the CPU only: {host.args[0]}"))
+        whole_torch = item.get_closest_marker("transforms") or "fresh_compiler" in getattr(
+            item, "fixturenames", ()
+        )
+        if devices.device().type == "pretend" and whole_torch:
+            item.add_marker(
+                pytest.mark.skip(reason="torch transforms no tensors of a device written in Python")
+            )
 
 
 @pytest.fixture(autouse=True)

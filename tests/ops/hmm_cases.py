@@ -51,7 +51,7 @@ class Case:
         model = self.model
         dead = recursion.forward(model).first_dead
         lengths = np.where(dead >= 0, dead, model.lengths)
-        return replace(self, lengths=torch.from_numpy(lengths).reshape(self.batch))
+        return replace(self, lengths=torch.as_tensor(lengths).reshape(self.batch))
 
     def to(self, dtype: torch.dtype) -> Case:
         return Case(*(part.to(dtype) for part in self.args), self.lengths)

@@ -52,7 +52,7 @@ def score(terms, operands, values):
         slices = told_values._pyro_dims[1:]
         chosen = dict(zip(told_values._pyro_sample_dims, told_values, strict=True))
         grid = np.indices(told_values.shape[1:])
-        chosen.update(zip(slices, map(torch.from_numpy, grid), strict=True))
+        chosen.update(zip(slices, map(torch.as_tensor, grid), strict=True))
         total += operand[tuple(chosen[dim] for dim in term)].sum()
     return total
 
@@ -360,6 +360,7 @@ print(total.item().hex(), [operand._pyro_backward_result.tolist() for operand in
 """
 
 
+@pytest.mark.host("makes its tensors in another process")
 def test_the_same_in_every_process():
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     command = [sys.executable, "-c", SCRIPT]

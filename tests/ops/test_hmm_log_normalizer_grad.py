@@ -36,7 +36,7 @@ def log_normalizer(case: Case) -> Tensor:
 
 def folded(values: Floats, case: Case, like: Tensor) -> Tensor:
     """Sum the per-sequence counts over every dim along which `like` was broadcast."""
-    full = torch.from_numpy(values).reshape(*case.batch, *values.shape[1:])
+    full = torch.as_tensor(values).reshape(*case.batch, *values.shape[1:])
     full = full.sum(tuple(range(full.ndim - like.ndim))) if full.ndim > like.ndim else full
     shared = [d for d in range(like.ndim) if like.shape[d] == 1 and full.shape[d] != 1]
     return full.sum(shared, keepdim=True) if shared else full
@@ -251,6 +251,7 @@ def test_the_incoming_gradient_scales_each_sequence() -> None:
     assert torch.allclose(grad.sum(-1), weights[:, None].expand(3, 7), atol=1e-5)
 
 
+@pytest.mark.transforms
 def test_vmap_and_functional_gradients_equal_the_batched_call() -> None:
     case = build(Spec(batch=(5,), initial_form="BS", transition_form="BTSS", dtype=torch.float64, seed=11))
     batched = log_normalizer(case)
@@ -269,6 +270,7 @@ def test_vmap_and_functional_gradients_equal_the_batched_call() -> None:
         assert torch.allclose(all_at_once, wanted, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.transforms
 def test_vmap_over_another_dim_and_nested() -> None:
     case = build(Spec(batch=(2, 3), dtype=torch.float64, seed=12))
     batched = log_normalizer(case)
@@ -279,6 +281,7 @@ def test_vmap_over_another_dim_and_nested() -> None:
     assert torch.allclose(nested(*case.args), batched, rtol=1e-14)
 
 
+@pytest.mark.transforms
 def test_jacrev_and_hessian_by_transforms() -> None:
     case = build(Spec(batch=(), steps=3, states=3, dtype=torch.float64, seed=13))
 

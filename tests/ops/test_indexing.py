@@ -14,6 +14,8 @@ from torch import Tensor
 
 from sumprod.ops.indexing import Index, Vindex, index, vindex
 
+pytestmark = pytest.mark.host("a formula of torch's own operations, on tensors made beforehand")
+
 TABLE = torch.arange(120.0).reshape(2, 3, 4, 5)
 COLUMN, ROW = torch.tensor([[0], [1]]), torch.tensor([0, 2, 1])
 

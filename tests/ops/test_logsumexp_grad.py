@@ -81,6 +81,7 @@ def test_forward_mode_is_torchs() -> None:
             assert torch.allclose(forward_ad.unpack_dual(dual).tangent, torchs, rtol=1e-12)
 
 
+@pytest.mark.transforms
 def test_vmap_over_every_dim_and_nested() -> None:
     values = torch.randn(3, 4, 5, dtype=torch.float64)
     for over in range(3):
@@ -91,6 +92,7 @@ def test_vmap_over_every_dim_and_nested() -> None:
     assert torch.allclose(both, values.logsumexp(-1, True), rtol=1e-14)
 
 
+@pytest.mark.transforms
 def test_functional_gradients() -> None:
     values = torch.randn(3, 4, dtype=torch.float64)
     grad = torch.func.vmap(torch.func.grad(lambda v: sumprod.logsumexp(v, 0)))(values)

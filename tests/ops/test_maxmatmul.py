@@ -45,8 +45,8 @@ def test_whole_numbers_exactly_as_the_oracle(
     expected, where = reduce.maxmatmul(x.double().numpy(), y.double().numpy())
     assert values.dtype == dtype
     assert indices.dtype == torch.int64
-    assert torch.equal(values.double(), torch.from_numpy(expected))
-    assert torch.equal(indices, torch.from_numpy(where))
+    assert torch.equal(values.double(), torch.as_tensor(expected))
+    assert torch.equal(indices, torch.as_tensor(where))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -16,6 +16,7 @@ from tests.ops.test_stats import DTYPES, close
 INF = math.inf
 
 
+@pytest.mark.host("the peer mixes devices")
 @DTYPES
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 10, 100])
 def test_fit_generalized_pareto_equals_pyro(count: int, dtype: torch.dtype) -> None:
@@ -54,6 +55,7 @@ def psis_by_definition(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     return np.log(weights / weights.sum()), k
 
 
+@pytest.mark.host("the peer mixes devices")
 @pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
 def test_psis_by_definition(spread: float) -> None:
     x = spread * torch.randn(2, 300, 2, dtype=torch.float64)

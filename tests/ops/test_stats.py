@@ -149,13 +149,21 @@ def test_resample_refuses_more_than_there_are() -> None:
 @DTYPES
 @pytest.mark.parametrize("dim", [0, 1, -1])
 @pytest.mark.parametrize(
-    "probs", [0.3, [0.0, 0.25, 0.9, 1.0], (0.5,), torch.tensor([0.125, 0.2], dtype=torch.float64)]
+    "probs",
+    [
+        0.3,
+        [0.0, 0.25, 0.9, 1.0],
+        (0.5,),
+        pytest.param(
+            torch.tensor([0.125, 0.2], dtype=torch.float64), marks=pytest.mark.host("the peer mixes devices")
+        ),
+    ],
 )
 def test_quantile_equals_pyro_and_numpy(probs: object, dim: int, dtype: torch.dtype) -> None:
     x = torch.randn(5, 8, 3, dtype=dtype)
     actual = stats.quantile(x, probs, dim)  # type: ignore[arg-type]
     close(actual, peer.quantile(x, probs, dim))
-    expected = torch.from_numpy(np.quantile(x.double().numpy(), np.asarray(probs), axis=dim))
+    expected = torch.as_tensor(np.quantile(x.double().numpy(), np.asarray(probs), axis=dim))
     close(actual, expected if actual.dim() < 3 else expected.movedim(0, dim))
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sumprod._native import ops as native
 from sumprod.errors import SupportError
+from sumprod.ops._devices import check_values, one_device, require_kernels
 
 _HALF = (torch.float16, torch.bfloat16)
 _NATIVE = (torch.float32, torch.float64)
-_DEVICES = ("cpu", "meta")
 _FEW = 100
 
 
@@ -74,8 +74,7 @@ def _check_devices(op: str, tensors: dict[str, Tensor]) -> None:
             raise ValueError(
                 f"{op}: all tensors must be on one device; emission is on {device}, {name} on {tensor.device}"
             )
-    if device.type not in _DEVICES:
-        raise ValueError(f"{op}: there is no kernel for device '{device.type}'; kernels exist for: cpu")
+    require_kernels(op, device)
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
@@ -126,8 +125,8 @@ def _bounds(lengths: Tensor) -> tuple[int, int]:
     if lengths.numel() <= _FEW:
         values = lengths.tolist()  # two calls into torch cost more
         return min(values), max(values)
-    low, high = torch.aminmax(lengths)
-    return int(low), int(high)
+    low, high = torch.stack(torch.aminmax(lengths)).tolist()  # a GPU is waited for once
+    return low, high
 
 
 def _canonical_lengths(
@@ -135,7 +134,7 @@ def _canonical_lengths(
 ) -> Tensor:
     if not isinstance(lengths, Tensor):
         try:
-            lengths = torch.as_tensor(lengths, device=device)
+            lengths = torch.as_tensor(lengths, device="meta" if device.type == "meta" else "cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{op}: lengths must be an integer tensor of shape {list(batch_shape)}, "
@@ -150,14 +149,15 @@ def _canonical_lengths(
             f"{op}: lengths must have the batch shape {list(batch_shape)} of the emission, "
             f"got {list(lengths.shape)}"
         )
-    if lengths.device != device:
+    on_host = lengths.is_cpu and device.type != "meta"
+    if lengths.device != device and not on_host:
         raise ValueError(
             f"{op}: all tensors must be on one device; emission is on {device}, lengths on {lengths.device}"
         )
     if lengths.dtype != torch.int64 or lengths.dim() != 1:
         lengths = lengths.to(torch.int64).reshape(-1)
     # Inside a compiled graph or a transform the values are not known; there the kernel checks.
-    known = not (torch.compiler.is_compiling() or in_transform() or lengths.device.type == "meta")
+    known = not (torch.compiler.is_compiling() or in_transform()) and check_values(lengths)
     if known and lengths.numel() > 0:
         low, high = _bounds(lengths)
         if low < 0 or high > steps:
@@ -166,11 +166,12 @@ def _canonical_lengths(
             raise ValueError(
                 f"{op}: lengths must lie in [0, {steps}] (T of the emission), got {bad} at sequence {where}"
             )
-    return lengths
+    # Checked here, they reach a GPU without anybody waiting for it.
+    return lengths if lengths.device == device else lengths.to(device, non_blocking=True)
 
 
 def _is_plain(initial: object, transition: object, emission: object) -> bool:
-    """Whether these are [S], [S, S] and [B, T, S], of one native dtype, on the CPU.
+    """Whether these are [S], [S, S] and [B, T, S], of one native dtype, on one device.
 
     That is the everyday case, and nothing else has to be checked in it: small problems take about as long
     as all the checks.
@@ -186,9 +187,7 @@ def _is_plain(initial: object, transition: object, emission: object) -> bool:
         and transition.dtype == dtype
         and initial.shape == shape[2:]
         and transition.shape == (shape[2], shape[2])
-        and emission.is_cpu
-        and initial.is_cpu
-        and transition.is_cpu
+        and one_device(emission, initial, transition)
     )
 
 
@@ -248,9 +247,9 @@ def canonical(
 def check_support(op: str, dead: Tensor, path: Tensor, batch_shape: torch.Size) -> None:
     """Raises SupportError for the first sequence that no path can explain.
 
-    `dead` [B] holds the first impossible time step, or -1.
+    `dead` [B] holds the first impossible time step, or -1. A GPU is asked only where `check_values` says so.
     """
-    if dead.device.type == "meta" or dead.numel() == 0:
+    if dead.is_meta or dead.numel() == 0:
         return
     if torch.compiler.is_compiling():
         native.require_support(path, dead, op, list(batch_shape))
@@ -259,7 +258,7 @@ def check_support(op: str, dead: Tensor, path: Tensor, batch_shape: torch.Size) 
 
 
 def _raise_if_dead(op: str, dead: Tensor, batch_shape: Sequence[int]) -> None:
-    if int(dead.max()) < 0:
+    if not check_values(dead) or int(dead.max()) < 0:
         return
     flat = int((dead >= 0).nonzero()[0, 0])
     time = int(dead[flat])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sumprod.ops._devices import require_kernels
+
 _HALF = (torch.float16, torch.bfloat16)
-_DEVICES = ("cpu", "meta")
 
 
 def _check_tensor(op: str, name: str, value: object) -> None:
@@ -36,8 +37,8 @@ def canonical(op: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, torch.dtyp
     _check_tensor(op, "y", y)
     if x.device != y.device:
         raise ValueError(f"{op}: x and y must be on one device; x is on {x.device}, y on {y.device}")
-    if x.device.type not in _DEVICES:
-        raise ValueError(f"{op}: there is no kernel for device '{x.device.type}'; kernels exist for: cpu")
+    if not x.is_cpu:
+        require_kernels(op, x.device)
     if x.shape[-1] != y.shape[-2]:
         raise ValueError(
             f"{op}: expected x [*, I, J] and y [*, J, K] with the same J, "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import sumprod.ops._contract_shapes  # noqa: F401 (tells compilers the shapes of results)
 from sumprod._native import ops as native
+from sumprod.ops._devices import random_uniforms, require_kernels
 from sumprod.ops._plan import Plan, check_budget, make_plan
 from sumprod.ops.logsumexp import logsumexp
 
@@ -112,7 +113,7 @@ def draw(
         maximise: the most probable assignment; of equally probable values a step takes the lowest.
         uniforms: float64 in [0, 1), of shape [`make_plan(...).uniforms`]; equal ones give equal draws.
             Drawn from `generator` when None.
-        generator: a torch generator; None: the default one.
+        generator: a torch generator of the factors' device; None: the default one.
         sizes: as for `contract`.
 
     Returns:
@@ -129,10 +130,11 @@ def draw(
     """
     graph = _graph(tensors, dims, plates, (), False, sizes)
     plan = graph.plan
+    device = tensors[0].device
     if not maximise and uniforms is None:
-        uniforms = torch.rand(
-            plan.uniforms, dtype=torch.float64, device=tensors[0].device, generator=generator
-        )
+        uniforms = random_uniforms("draw", (plan.uniforms,), torch.float64, device, generator)
+    elif not maximise and uniforms is not None and uniforms.device != device:
+        raise ValueError(f"draw: uniforms are on {uniforms.device}, the factors on {device}")
     totals, values = native.contract_draw(
         graph.tensors, graph.encoded, None if maximise else uniforms, maximise
     )
@@ -259,9 +261,11 @@ def _dtypes(tensors: list[Tensor]) -> set[torch.dtype]:
         )
         raise TypeError(f"Expected factor {i} to be a floating-point tensor, got {got}")
     # Whether they are on the CPU is asked first: it makes no object of every tensor's device.
-    if {tensor.is_cpu for tensor in tensors} != {True} and len({tensor.device for tensor in tensors}) > 1:
-        i = next(i for i, tensor in enumerate(tensors) if tensor.device != tensors[0].device)
-        raise ValueError(f"factor {i} is on {tensors[i].device}, factor 0 on {tensors[0].device}")
+    if {tensor.is_cpu for tensor in tensors} != {True}:
+        if len({tensor.device for tensor in tensors}) > 1:
+            i = next(i for i, tensor in enumerate(tensors) if tensor.device != tensors[0].device)
+            raise ValueError(f"factor {i} is on {tensors[i].device}, factor 0 on {tensors[0].device}")
+        require_kernels("contract", tensors[0].device)
     return dtypes
 
 

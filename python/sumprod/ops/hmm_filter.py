@@ -34,6 +34,10 @@ def hmm_filter(
 
     Differentiable; the backward is a loop over time in log space.
 
+    On a GPU, `lengths` given as a list or as a tensor of the CPU are checked without waiting for the device.
+    Lengths on the device are checked, and waited for, while the setting `validate_infer` is on
+    (`sumprod.enable_validation(False)` turns it off) and no CUDA graph is captured.
+
     Raises:
         TypeError: an argument is not a floating-point tensor, or lengths are not integers.
         ValueError: shapes, devices or lengths do not fit together.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sumprod._native import ops as native
+from sumprod.ops._devices import random_uniforms
 from sumprod.ops._hmm_arguments import HMMArguments, canonical, check_support
 
 __all__ = ["hmm_sample"]
@@ -27,7 +28,11 @@ def hmm_sample(
 
     Forward filtering, backward sampling (Scott 2002, "Bayesian methods for hidden Markov models").
     All randomness comes from `uniforms`: the same uniforms give the same paths, whatever the batch
-    around a sequence, its padding, or the number of threads.
+    around a sequence, its padding, the number of threads, or (but for ties within rounding) the device.
+
+    On a GPU the search for impossible sequences, and for lengths out of range, makes the host wait for the
+    device. It is left out where the setting `validate_infer` is off (`sumprod.enable_validation(False)`) and
+    while a CUDA graph is captured; paths of impossible sequences then mean nothing.
 
     Args:
         initial: log potentials of the first state, [S] or broadcastable to [*B, S].
@@ -35,8 +40,8 @@ def hmm_sample(
         emission: log potentials [*B, T, S]; state 0 emits at time 0.
         lengths: integers [*B], the number of real steps of each sequence; T when omitted.
         num_samples: number n of paths per sequence.
-        generator: source of the uniforms; torch's default generator when omitted.
-        uniforms: numbers in [0, 1) of shape [n, *B, T] to use instead of drawing them.
+        generator: source of the uniforms, of the emission's device; torch's default one when omitted.
+        uniforms: numbers in [0, 1) of shape [n, *B, T], on the emission's device, to use instead of drawing them.
 
     Returns:
         Paths [n, *B, T], int64; -1 past a sequence's end, and throughout a sequence with NaN.
@@ -75,9 +80,8 @@ def _uniforms(
             raise TypeError(f"hmm_sample: num_samples must be an int, got {type(num_samples).__name__}")
         if num_samples < 0:
             raise ValueError(f"hmm_sample: num_samples must not be negative, got {num_samples}")
-        return torch.rand(
-            num_samples, batch, steps, dtype=like.dtype, device=like.device, generator=generator
-        )
+        shape = (num_samples, batch, steps)
+        return random_uniforms("hmm_sample", shape, like.dtype, like.device, generator)
     if not isinstance(uniforms, Tensor) or not uniforms.is_floating_point():
         got = uniforms.dtype if isinstance(uniforms, Tensor) else type(uniforms).__name__
         raise TypeError(f"hmm_sample: uniforms must be a floating-point tensor, got {got}")

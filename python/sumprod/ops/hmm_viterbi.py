@@ -42,6 +42,10 @@ def hmm_viterbi(
 
     The score is differentiable: its gradient marks the path.
 
+    On a GPU the search for impossible sequences, and for lengths out of range, makes the host wait for the
+    device. It is left out where the setting `validate_infer` is off (`sumprod.enable_validation(False)`) and
+    while a CUDA graph is captured; paths of impossible sequences then mean nothing.
+
     Raises:
         SupportError: a sequence has no possible path; names the batch element and the first time
             step at which no state is possible.

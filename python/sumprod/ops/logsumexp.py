@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sumprod._native import ops as native
+from sumprod.ops._devices import require_kernels
 
 __all__ = ["logsumexp"]
 
@@ -61,10 +62,8 @@ def logsumexp(
             return torch.logsumexp(input, dim if isinstance(dim, int) else list(dim), keepdim, out=out)
         input = input.to(torch.get_default_dtype())
     dims = _checked_dims(input, dim)
-    if input.device.type not in ("cpu", "meta"):
-        raise ValueError(
-            f"logsumexp: there is no kernel for device '{input.device.type}'; kernels exist for: cpu"
-        )
+    if not input.is_cpu:
+        require_kernels("logsumexp", input.device)
     if input.dim() == 0:
         input, dims, keepdim = input.reshape(1), [0], False
     if out is not None:

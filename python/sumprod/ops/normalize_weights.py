@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sumprod._native import ops as native
+from sumprod.ops._devices import require_kernels
 from sumprod.ops.logsumexp import logsumexp
 
 __all__ = ["NormalizedWeights", "normalize_weights"]
@@ -83,11 +84,8 @@ def _checked(log_weights: Tensor, dim: int) -> int:
             f"normalize_weights: Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], "
             f"but got {dim})"
         )
-    if log_weights.device.type not in ("cpu", "meta"):
-        raise ValueError(
-            f"normalize_weights: there is no kernel for device '{log_weights.device.type}'; "
-            "kernels exist for: cpu"
-        )
+    if not log_weights.is_cpu:
+        require_kernels("normalize_weights", log_weights.device)
     return dim % rank
 
 
