@@ -1,9 +1,9 @@
 """The device that operator tests run on, and how what they make gets there.
 
-Oracles stay on the CPU. `OnDevice` puts every tensor that test code makes on the device; it is made on the CPU
-first, so that all devices get the same numbers. Nothing changes for the library: a tensor that the library
-makes without saying where is on the CPU, and an error follows, as it would for a user. The raw operators
-must be called with tensors of the device: a test cannot quietly test the CPU.
+Oracles stay on the CPU. `OnDevice` puts every tensor that test code makes on the device; it is made on
+the CPU first, so that all devices get the same numbers. Nothing changes for the library: a tensor that it
+makes without saying where is on the CPU, and an error follows, as it would for a user. The raw operators must
+be called with tensors of the device: a test cannot quietly test the CPU.
 """
 
 from __future__ import annotations

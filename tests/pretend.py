@@ -1,8 +1,8 @@
 """A GPU that is not there: tensors that say they are on the device "pretend", and live in the CPU's memory.
 
 It is as strict as CUDA, which the CPU is not: an operation over tensors of two devices is an error (except
-with a number without dims), as is `numpy()`; and `synchronisations` collects what would make the host wait for
-a GPU. Raw operators run on the CPU's kernels.
+with a number without dims), as is `numpy()`; and `synchronisations` collects what would make the host wait
+for a GPU. Raw operators run on the CPU's kernels.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def hmm_sample(
         lengths: integers [*B], the number of real steps of each sequence; T when omitted.
         num_samples: number n of paths per sequence.
         generator: source of the uniforms, of the emission's device; torch's default one when omitted.
-        uniforms: numbers in [0, 1) of shape [n, *B, T], on the emission's device, to use instead of drawing them.
+        uniforms: numbers in [0, 1) of shape [n, *B, T] on the emission's device, to use instead of drawing.
 
     Returns:
         Paths [n, *B, T], int64; -1 past a sequence's end, and throughout a sequence with NaN.
