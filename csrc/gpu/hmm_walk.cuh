@@ -131,21 +131,25 @@ SUMPROD_DEVICE void weigh(const typename A::Real (&m)[N], const typename A::Real
   }
 }
 
-// The largest of w, left in w[0], and its index; the lowest of several.
+// The largest of w, left in w[0], and its index, in index[0]; the lowest of several. Neighbours are compared first.
+template <int Apart, class Real, int N>
+SUMPROD_DEVICE void reduce_to_best(Real (&w)[N], int (&index)[N]) {
+  if constexpr (Apart < N) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2 * Apart) {
+      const bool right = w[i + Apart] > w[i];
+      w[i] = right ? w[i + Apart] : w[i];
+      index[i] = right ? index[i + Apart] : index[i];
+    }
+    reduce_to_best<2 * Apart>(w, index);
+  }
+}
 template <class Real, int N>
 SUMPROD_DEVICE int best_of(Real (&w)[N]) {
   int index[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) index[i] = i;
-#pragma unroll
-  for (int n = N / 2; n > 0; n /= 2) {
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const bool right = w[2 * i + 1] > w[2 * i];
-      w[i] = right ? w[2 * i + 1] : w[2 * i];
-      index[i] = right ? index[2 * i + 1] : index[2 * i];
-    }
-  }
+  reduce_to_best<1>(w, index);
   return index[0];
 }
 

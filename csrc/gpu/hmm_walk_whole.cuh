@@ -38,7 +38,8 @@ class WholeSequences {
     return unit % walk_.draws * walk_.draw_stride + unit / walk_.draws * walk_.problem.steps;
   }
   SUMPROD_DEVICE int64_t length(int64_t sequence) const {
-    const int64_t steps = walk_.problem.steps, n = walk_.problem.lengths == nullptr ? steps : walk_.problem.lengths[sequence];
+    const int64_t steps = walk_.problem.steps,
+                  n = walk_.problem.lengths == nullptr ? steps : walk_.problem.lengths[sequence];
     return n < 0 ? 0 : (n > steps ? steps : n);
   }
 
