@@ -103,7 +103,10 @@ struct ContractionChoice {
 struct ContractionDraw {
   int32_t drawn, given;
   const ContractionChoice *drawn_choice, *given_choice;
-  const double* uniform;  // [slices of the output, lanes]; null: take the largest term
+  // uniform[uniform_slice[s] + lane * uniform_lane_stride]; null: take the largest term.
+  const double* uniform;
+  const int64_t* uniform_slice;
+  int64_t uniform_lane_stride;
 };
 
 // What does not change with the data: the steps whose messages have the lane plate, or those that have not.

@@ -46,9 +46,10 @@ class DrawingTile : public Tile<L, kArithmetic> {
       const ContractionChoice& choice = draw.given_choice[v];
       element += choice.stride * choice.data[choice.slice[s] + lane * choice.lane_stride];
     }
-    const int64_t term = draw.uniform == nullptr
-                             ? largest_term(step, element, l)
-                             : term_at_quantile(step, element, l, draw.uniform[s * shape_.lanes + lane]);
+    const int64_t term =
+        draw.uniform == nullptr
+            ? largest_term(step, element, l)
+            : term_at_quantile(step, element, l, draw.uniform[draw.uniform_slice[s] + lane * draw.uniform_lane_stride]);
     for (int32_t v = 0; v < draw.drawn; ++v) {
       const ContractionChoice& choice = draw.drawn_choice[v];
       choice.data[choice.slice[s] + lane * choice.lane_stride] = term / choice.stride % choice.size;

@@ -33,6 +33,17 @@ const DeviceProperties& properties_of(int device) {
   return found->second;
 }
 
+bool is_capturing(const Stream& stream) {
+#if defined(SUMPROD_EMULATED_GPU)
+  (void)stream;
+  return false;
+#else
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream.handle), &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+#endif
+}
+
 void use_device(int device) {
 #if defined(SUMPROD_EMULATED_GPU)
   (void)device;

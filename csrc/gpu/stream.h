@@ -20,6 +20,9 @@ struct DeviceProperties {
 // Asked once per device.
 const DeviceProperties& properties_of(int device);
 
+// Whether what is put on the stream goes into a CUDA graph, to run later.
+bool is_capturing(const Stream& stream);
+
 // Makes `device` current for this library's own CUDA runtime, which is not torch's.
 void use_device(int device);
 

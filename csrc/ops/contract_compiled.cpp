@@ -6,6 +6,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "core/isa.h"
+
 namespace sumprod {
 
 namespace {
@@ -65,17 +67,24 @@ CompiledPlan::CompiledPlan(const std::string& encoded) : program_(encoded) {
   }
   STD_TORCH_CHECK(std::find(first_use_.begin(), first_use_.end(), none) == first_use_.end(),
                   "sumprod::contract: the plan leaves out an operand");
-  for (Component& component : sumprod::components(program_)) {
-    CompiledComponent& compiled = components_.emplace_back();
-    if (component.lane >= 0) {
-      compiled.inner = std::make_unique<PhaseProgram>(
-          program_, component.lane_steps, component.result_has_lane ? component.result : -1, component.lane);
+}
+
+const std::vector<CompiledComponent>& CompiledPlan::components() const {
+  std::call_once(has_components_, [this] {
+    const int width = vector_bytes(isa_in_use()) / static_cast<int>(sizeof(float));
+    for (Component& component : sumprod::components(program_, width)) {
+      CompiledComponent& compiled = components_.emplace_back();
+      if (component.lane >= 0) {
+        compiled.inner = std::make_unique<PhaseProgram>(
+            program_, component.lane_steps, component.result_has_lane ? component.result : -1, component.lane);
+      }
+      if (!component.result_has_lane) {
+        compiled.outer = std::make_unique<PhaseProgram>(program_, component.rest_steps, component.result, -1);
+      }
+      compiled.component = std::move(component);
     }
-    if (!component.result_has_lane) {
-      compiled.outer = std::make_unique<PhaseProgram>(program_, component.rest_steps, component.result, -1);
-    }
-    compiled.component = std::move(component);
-  }
+  });
+  return components_;
 }
 
 std::shared_ptr<const CompiledViews> CompiledPlan::views(OperandLayouts layouts, bool with_gradients) const {
@@ -85,7 +94,7 @@ std::shared_ptr<const CompiledViews> CompiledPlan::views(OperandLayouts layouts,
   }
   auto made = std::make_shared<CompiledViews>();
   const std::vector<SlotLayout> operands = unpacked(*this, layouts);
-  for (const CompiledComponent& compiled : components_) {
+  for (const CompiledComponent& compiled : components()) {
     const auto make = [&](const std::unique_ptr<PhaseProgram>& phase) {
       return phase == nullptr ? nullptr
                               : std::make_unique<PhaseViews>(*phase, operands, layouts.is_double, with_gradients);

@@ -44,14 +44,16 @@ class CompiledPlan {
   CompiledPlan(const CompiledPlan&) = delete;
 
   const PlanProgram& program() const { return program_; }
-  const std::vector<CompiledComponent>& components() const { return components_; }
+  // For the CPU; made when first asked for.
+  const std::vector<CompiledComponent>& components() const;
   // The dims of an operand, as those of the first factor that it is.
   const std::vector<int32_t>& operand_dims(int32_t operand) const { return program_.factors[first_use_[operand]]; }
   std::shared_ptr<const CompiledViews> views(OperandLayouts layouts, bool with_gradients) const;
 
  private:
   const PlanProgram program_;
-  std::vector<CompiledComponent> components_;
+  mutable std::once_flag has_components_;
+  mutable std::vector<CompiledComponent> components_;
   std::vector<int32_t> first_use_;
   mutable std::mutex mutex_;
   mutable std::vector<std::shared_ptr<const CompiledViews>> recent_;

@@ -6,8 +6,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "core/isa.h"
-
 namespace sumprod {
 
 namespace {
@@ -148,8 +146,7 @@ std::vector<int32_t> scope_of(const PlanProgram& program, const PlanStep& step) 
 
 // The plate in which most of the work is done (the result's own plates serve where nothing is done), unless
 // it fills registers less well than the elements of messages do: then -1.
-int32_t choose_lane(const PlanProgram& program, const std::vector<int32_t>& steps, int32_t result) {
-  const double width = vector_bytes(isa_in_use()) / static_cast<double>(sizeof(float));
+int32_t choose_lane(const PlanProgram& program, const std::vector<int32_t>& steps, int32_t result, double width) {
   const auto registers = [&](double count) { return std::ceil(count / width); };
   std::vector<double> work(program.sizes.size(), 0.0), by_elements(program.sizes.size(), 0.0);
   for (int32_t dim : program.dims_of(result)) work[dim] += 1;
@@ -176,7 +173,7 @@ int32_t choose_lane(const PlanProgram& program, const std::vector<int32_t>& step
 
 }  // namespace
 
-std::vector<Component> components(const PlanProgram& program) {
+std::vector<Component> components(const PlanProgram& program, int width) {
   const auto factor_count = static_cast<int32_t>(program.factors.size());
   std::vector<Component> out;
   for (int32_t result : program.results) {
@@ -191,7 +188,7 @@ std::vector<Component> components(const PlanProgram& program) {
     std::sort(steps.begin(), steps.end());
     Component component;
     component.result = result;
-    component.lane = choose_lane(program, steps, result);
+    component.lane = choose_lane(program, steps, result, width);
     for (int32_t number : steps) {
       const bool in_lane = component.lane >= 0 && has_dim(program, program.steps[number], component.lane);
       (in_lane ? component.lane_steps : component.rest_steps).push_back(number);

@@ -38,6 +38,9 @@ struct PlanProgram {
   // The dims that are plates, or that are not, in increasing order.
   std::vector<int32_t> plates_in(const std::vector<int32_t>& dims) const;
   std::vector<int32_t> variables_in(const std::vector<int32_t>& dims) const;
+  // Uniforms that a draw of a step's variables uses: one per slice of its output, all plates included, in the order
+  // of plates_in.
+  int64_t draws_of(const PlanStep& step) const { return step.variables.empty() ? 0 : volume(plates_in(step.dims)); }
 
   std::vector<int64_t> sizes;
   std::vector<bool> is_plate;
@@ -62,6 +65,7 @@ struct Component {
   bool result_has_lane = false;
 };
 
-std::vector<Component> components(const PlanProgram& program);
+// `width`: the lanes of a register, which slices along the lane plate should fill.
+std::vector<Component> components(const PlanProgram& program, int width);
 
 }  // namespace sumprod

@@ -76,25 +76,26 @@ void BoundPhase::bind_result_grad(int32_t slot, const void* grad, const SlotLayo
   result_.grad_view = view_of(program_, slot, layout, is_double_, lists_);
 }
 
-ContractionChoice BoundPhase::choice_of(const VariableValues& values, int32_t dim, const std::vector<int32_t>& slices,
-                                        const std::vector<int32_t>& elements) {
+BoundPhase::SlicePlaces BoundPhase::places_in(const std::vector<int32_t>& plates, const std::vector<int32_t>& slices) {
   const PlanProgram& plan = program_.program();
-  const auto stride_in = [&](const std::vector<int32_t>& dims, int32_t one) -> int64_t {
-    const auto found = std::find(dims.begin(), dims.end(), one);
-    return found == dims.end() ? 0 : plan.volume({found + 1, dims.end()});
+  const auto stride_of = [&](int32_t one) -> int64_t {
+    const auto found = std::find(plates.begin(), plates.end(), one);
+    return found == plates.end() ? 0 : plan.volume({found + 1, plates.end()});
   };
-  ContractionChoice choice{};
-  choice.data = values.data;
-  choice.size = plan.sizes[dim];
-  choice.stride = stride_in(elements, dim);
-  choice.lane_stride = stride_in(values.plates, program_.lane());
   std::vector<int64_t> sizes, strides;
   for (int32_t plate : slices) {
     sizes.push_back(plan.sizes[plate]);
-    strides.push_back(stride_in(values.plates, plate));
+    strides.push_back(stride_of(plate));
   }
-  choice.slice = lists_.keep(distances<int64_t>(sizes, strides));
-  return choice;
+  return {lists_.keep(distances<int64_t>(sizes, strides)), stride_of(program_.lane())};
+}
+
+ContractionChoice BoundPhase::choice_of(const VariableValues& values, int32_t dim, const std::vector<int32_t>& slices,
+                                        const std::vector<int32_t>& elements) {
+  const PlanProgram& plan = program_.program();
+  const SlicePlaces places = places_in(values.plates, slices);
+  const auto found = std::find(elements.begin(), elements.end(), dim);
+  return {values.data, places.slice, places.lane_stride, plan.volume({found + 1, elements.end()}), plan.sizes[dim]};
 }
 
 void BoundPhase::bind_draws(const std::vector<VariableValues>& values, const std::vector<const double*>& uniform) {
@@ -109,8 +110,10 @@ void BoundPhase::bind_draws(const std::vector<VariableValues>& values, const std
     if (!terms.empty()) {
       for (int32_t dim : elements) given.push_back(choice_of(values[dim], dim, slices, elements));
     }
+    // One for each slice, whichever plate is the lane plate.
+    const SlicePlaces at = places_in(plan.plates_in(step.dims), slices);
     draws_.push_back({static_cast<int32_t>(drawn.size()), static_cast<int32_t>(given.size()), drawn.data(),
-                      given.data(), uniform[number]});
+                      given.data(), uniform[number], at.slice, at.lane_stride});
   }
   phase_.draw = draws_.data();
 }

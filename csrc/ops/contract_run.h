@@ -52,6 +52,12 @@ class BoundPhase {
   void run_tiles(Kernel kernel);
   void add_partials();
   void write_shared_grads(const Workspace& sums, int groups);
+  // Where slices lie in a contiguous tensor over some plates.
+  struct SlicePlaces {
+    const int64_t* slice;
+    int64_t lane_stride;
+  };
+  SlicePlaces places_in(const std::vector<int32_t>& plates, const std::vector<int32_t>& slices);
   ContractionChoice choice_of(const VariableValues& values, int32_t dim, const std::vector<int32_t>& slices,
                               const std::vector<int32_t>& elements);
 

@@ -3,7 +3,6 @@
 
 #include "ops/gpu_call.h"
 #include "ops/hmm_general.h"
-#include "ops/hmm_paths_gpu.h"
 #include "ops/hmm_posteriors_gpu.h"
 #include "ops/hmm_tensors.h"
 #include "ops/registration.h"
@@ -139,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> hmm_viterbi(const Tensor& initial, const Tens
   Tensor dead = call.in.empty_long({problem.batch});
   const HmmViterbiOutputs outputs{path.mutable_data_ptr<int64_t>(), score.mutable_data_ptr(),
                                   dead.mutable_data_ptr<int64_t>()};
-  call.general(hmm_general_viterbi_cuda, outputs, fast_viterbi(call.call, problem, outputs));
+  call.general(hmm_general_viterbi_cuda, outputs, std::nullopt);
   return {path, score, dead};
 }
 
@@ -153,7 +152,7 @@ std::tuple<Tensor, Tensor> hmm_sample(const Tensor& initial, const Tensor& trans
   Tensor dead = call.in.empty_long({problem.batch});
   const HmmSampleOutputs outputs{numbers.const_data_ptr(), draws, paths.mutable_data_ptr<int64_t>(),
                                  dead.mutable_data_ptr<int64_t>()};
-  call.general(hmm_general_sample_cuda, outputs, fast_sample(call.call, problem, outputs));
+  call.general(hmm_general_sample_cuda, outputs, std::nullopt);
   return {paths, dead};
 }
 
