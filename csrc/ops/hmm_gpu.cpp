@@ -3,6 +3,7 @@
 
 #include "ops/gpu_call.h"
 #include "ops/hmm_general.h"
+#include "ops/hmm_paths_gpu.h"
 #include "ops/hmm_posteriors_gpu.h"
 #include "ops/hmm_tensors.h"
 #include "ops/registration.h"
@@ -138,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor> hmm_viterbi(const Tensor& initial, const Tens
   Tensor dead = call.in.empty_long({problem.batch});
   const HmmViterbiOutputs outputs{path.mutable_data_ptr<int64_t>(), score.mutable_data_ptr(),
                                   dead.mutable_data_ptr<int64_t>()};
-  call.general(hmm_general_viterbi_cuda, outputs, std::nullopt);
+  call.general(hmm_general_viterbi_cuda, outputs, fast_viterbi(call.call, problem, outputs));
   return {path, score, dead};
 }
 
@@ -152,7 +153,7 @@ std::tuple<Tensor, Tensor> hmm_sample(const Tensor& initial, const Tensor& trans
   Tensor dead = call.in.empty_long({problem.batch});
   const HmmSampleOutputs outputs{numbers.const_data_ptr(), draws, paths.mutable_data_ptr<int64_t>(),
                                  dead.mutable_data_ptr<int64_t>()};
-  call.general(hmm_general_sample_cuda, outputs, std::nullopt);
+  call.general(hmm_general_sample_cuda, outputs, fast_sample(call.call, problem, outputs));
   return {paths, dead};
 }
 

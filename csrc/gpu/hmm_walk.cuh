@@ -1,0 +1,161 @@
+// Walks back through kept messages (gpu/hmm_walk.h).
+//
+// Two ways to make a choice among the states (gpu/hmm_walk_choice.cuh):
+//   ThreadChoice  up to 16 states: one thread holds them all, and no lane waits for another;
+//   WarpChoice    lanes hold PerLane neighbouring states each.
+// Messages do not depend on the path, so they are read kAhead steps early, into registers. All that a step waits for
+// is the column of the next state, from shared memory where the matrix fits, and the choice itself.
+//
+// What is walked is a stretch of one sequence, towards its beginning, from a given state or from none. A `Stretches`
+// says which there are and takes what was found (whole sequences: gpu/hmm_walk_whole.cuh):
+//   int64_t count;
+//   bool stretch(int64_t unit, Stretch<Real>* s);        false: nothing to walk
+//   void finish(int64_t unit, int state, int lane, int lanes);  state of its first step, -1 if nothing was walked;
+//                                                        called by `lanes` lanes, or by one
+#pragma once
+
+#include "gpu/hmm_walk_choice.cuh"
+
+namespace sumprod::gpu {
+
+template <class Choice>
+class Walk {
+ public:
+  using A = typename Choice::A;
+  using Real = typename A::Real;
+  static constexpr int kAhead = Choice::kAhead;
+
+  SUMPROD_DEVICE Walk(const Real* columns, int states) : choice_(columns, states), states_(states) {}
+
+  // The state of the stretch's first step; its count is positive.
+  SUMPROD_DEVICE int run(const Stretch<Real>& s) {
+    state_ = s.next;
+    int t = s.first + s.count - 1;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) load(s, t - k, k);
+    for (; t - kAhead + 1 >= s.first; t -= kAhead) {
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) step(s, t - k, k);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (t - k >= s.first) step(s, t - k, k);
+    }
+    return state_;
+  }
+
+ private:
+  SUMPROD_DEVICE void load(const Stretch<Real>& s, int t, int k) {
+    t = t < s.first ? s.first : t;
+    load_message<A>(s.messages + int64_t(t) * states_, choice_.first_entry(), states_, message_[k]);
+    if constexpr (!A::kMaxPlus) uniform_[k] = s.uniforms[t];
+  }
+
+  SUMPROD_DEVICE void step(const Stretch<Real>& s, int t, int k) {
+    state_ = choice_.choose(message_[k], uniform_[k], state_);
+    if (s.path != nullptr) choice_.record(s, t, state_);
+    load(s, t - kAhead, k);
+  }
+
+  Choice choice_;
+  const int states_;
+  int state_ = 0;
+  Real message_[kAhead][Choice::kEntries];
+  Real uniform_[kAhead] = {};
+};
+
+// The matrix in shared memory, or where it is.
+template <class Real, bool kShared>
+SUMPROD_DEVICE const Real* walk_columns(const HmmWalk& args) {
+  const Real* columns = static_cast<const Real*>(args.columns);
+  if constexpr (!kShared) return columns;
+  using Piece = Pack<Real, 16 / int(sizeof(Real))>;
+  Piece* copy = reinterpret_cast<Piece*>(shared_memory());
+  const int pieces = int(args.problem.states + 1) * walk_row<Real>(args.problem.states) * int(sizeof(Real)) / 16;
+  for (int k = int(threadIdx.x); k < pieces; k += int(blockDim.x)) copy[k] = static_cast<const Piece*>(args.columns)[k];
+  __syncthreads();
+  return reinterpret_cast<const Real*>(copy);
+}
+
+constexpr int kMostWalkThreads = 256;
+
+template <class A, int PerLane, bool kShared, class Stretches>
+__global__ void __launch_bounds__(kMostWalkThreads) walk_by_warp_kernel(HmmWalk args, Stretches stretches) {
+  using Real = typename A::Real;
+  const Real* columns = walk_columns<Real, kShared>(args);
+  Walk<WarpChoice<A, PerLane>> walk(columns, int(args.problem.states));
+  const int warps = int(blockDim.x) / kWarp;
+  const int64_t all = int64_t(gridDim.x) * warps;
+  for (int64_t unit = int64_t(blockIdx.x) * warps + warp_of_thread(); unit < stretches.count; unit += all) {
+    Stretch<Real> s;
+    const int state = stretches.stretch(unit, &s) ? walk.run(s) : -1;
+    stretches.finish(unit, state, lane_of_thread(), kWarp);
+  }
+}
+
+// `lanes` of each warp walk: fewer where there are too few stretches to keep all warps busy, because what one warp
+// reads for many sequences lies in many places.
+template <class A, int States, class Stretches>
+__global__ void __launch_bounds__(kMostWalkThreads)
+    walk_by_thread_kernel(HmmWalk args, Stretches stretches, int lanes) {
+  using Real = typename A::Real;
+  const Real* columns = walk_columns<Real, true>(args);
+  Walk<ThreadChoice<A, States>> walk(columns, int(args.problem.states));
+  if (lane_of_thread() >= lanes) return;
+  const int warps = int(blockDim.x) / kWarp;
+  const int64_t all = int64_t(gridDim.x) * warps * lanes;
+  int64_t unit = (int64_t(blockIdx.x) * warps + warp_of_thread()) * lanes + lane_of_thread();
+  for (; unit < stretches.count; unit += all) {
+    Stretch<Real> s;
+    const int state = stretches.stretch(unit, &s) ? walk.run(s) : -1;
+    stretches.finish(unit, state, 0, 1);
+  }
+}
+
+// ---- launches -------------------------------------------------------------------------------------
+
+// `work` warps, spread over all multiprocessors before they fill one. A block that walks several units after each
+// other reads the matrix once.
+inline LaunchShape walk_shape(int64_t work, int64_t shared_bytes, const DeviceProperties& device) {
+  constexpr int64_t kMostWarps = kMostWalkThreads / kWarp, kMostBlocksEach = 8;
+  int64_t warps = (work + device.multiprocessors - 1) / device.multiprocessors;
+  warps = warps < 1 ? 1 : (warps > kMostWarps ? kMostWarps : warps);
+  int64_t each = shared_bytes == 0 ? kMostBlocksEach : device.shared_bytes / shared_bytes;
+  each = each < 1 ? 1 : (each > kMostBlocksEach ? kMostBlocksEach : each);
+  const int64_t blocks = (work + warps - 1) / warps, most = each * device.multiprocessors;
+  return {blocks < most ? blocks : most, int(warps) * kWarp, shared_bytes};
+}
+
+template <class A, int PerLane, bool kShared, class Stretches>
+void walk_by_warp(const HmmWalk& args, const Stretches& stretches, const Stream& stream) {
+  const int64_t bytes = kShared ? walk_columns_bytes(args.problem) : 0;
+  launch(walk_by_warp_kernel<A, PerLane, kShared, Stretches>,
+         walk_shape(stretches.count, bytes, properties_of(stream.device)), stream, args, stretches);
+}
+
+template <class A, int States, class Stretches>
+void walk_by_thread(const HmmWalk& args, const Stretches& stretches, const Stream& stream) {
+  constexpr int64_t kWarpsEach = 8;  // keep a multiprocessor busy; estimated, to be measured on a GPU
+  const DeviceProperties& device = properties_of(stream.device);
+  const int64_t all = device.multiprocessors * kWarpsEach;
+  int64_t lanes = (stretches.count + all - 1) / all;
+  lanes = lanes < 1 ? 1 : (lanes > kWarp ? kWarp : lanes);
+  launch(walk_by_thread_kernel<A, States, Stretches>,
+         walk_shape((stretches.count + lanes - 1) / lanes, walk_columns_bytes(args.problem), device), stream, args,
+         stretches, int(lanes));
+}
+
+// By number of states; up to 128 (kMostResidentStates).
+template <class A, class Stretches>
+void walk_stretches(const HmmWalk& args, const Stretches& stretches, const Stream& stream) {
+  const int64_t states = args.problem.states;
+  if (states <= 8) return walk_by_thread<A, 8>(args, stretches, stream);
+  if (states <= kMostThreadStates) return walk_by_thread<A, 16>(args, stretches, stream);
+  if (states <= 32) return walk_by_warp<A, 1, true>(args, stretches, stream);
+  if (states <= 64) return walk_by_warp<A, 2, true>(args, stretches, stream);
+  const bool fits = walk_columns_bytes(args.problem) <= properties_of(stream.device).shared_bytes;
+  if (fits) return walk_by_warp<A, 4, true>(args, stretches, stream);
+  walk_by_warp<A, 4, false>(args, stretches, stream);
+}
+
+}  // namespace sumprod::gpu

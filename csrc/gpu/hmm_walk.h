@@ -1,0 +1,31 @@
+// From kept forward messages back to state paths: the most probable one, or samples.
+//
+//   z_last from a_last,      z_t from a_t[i] (x) A[i][z_t+1]
+// with the best i (Viterbi) or one drawn by its weight. This is a chain as long as the sequence, one choice among S
+// states after the other, so its time is what one choice takes (gpu/hmm_walk.cuh).
+#pragma once
+
+#include "core/hmm_problem.h"
+#include "gpu/stream.h"
+
+namespace sumprod::gpu {
+
+struct HmmWalk {
+  HmmProblem problem;    // pointers to device memory; homogeneous transitions that all sequences share
+  const void* messages;  // [batch, steps, states]: forward, after the emission, each row on a scale of its own
+  void* columns;         // scratch, walk_columns_bytes(), 16-byte aligned: the matrix as a walk reads it
+  const void* uniforms;  // [draw, sequence, step]; null for the best path
+  int64_t draws;         // paths per sequence: 1 for the best path
+  int64_t draw_stride;   // between draws, in uniforms and in paths; sequences are `steps` apart
+  int64_t* paths;        // [draw, sequence, step]; -1 past lengths
+  int64_t* dead;         // [batch]: -1, because no sequence that is walked is impossible
+  const uint8_t* redo;   // [batch]: sequences marked here are left alone
+};
+
+int64_t walk_columns_bytes(const HmmProblem& problem);
+
+// The best path from max-plus messages in float, and samples from linear messages in the problem's precision.
+void walk_best_path(const HmmWalk& walk, const Stream& stream);
+void walk_samples(const HmmWalk& walk, const Stream& stream);
+
+}  // namespace sumprod::gpu

@@ -1,0 +1,282 @@
+// One step of a walk back through kept messages (gpu/hmm_walk.cuh): the choice of a state, given the next one.
+#pragma once
+
+#include "gpu/hmm_arithmetic.cuh"
+#include "gpu/hmm_walk.h"
+
+namespace sumprod::gpu {
+
+// Steps of one path.
+template <class Real>
+struct Stretch {
+  const Real* messages;  // of step 0 of the sequence, like the next two
+  const Real* uniforms;  // null for the best path
+  int64_t* path;         // null when only the state of the first step is wanted
+  int first, count;      // steps first .. first + count - 1
+  int next;              // the state after them; `states` for none
+};
+
+template <class Real, int N>
+struct alignas(N * sizeof(Real) < 16 ? N * sizeof(Real) : 16) Pack {
+  Real x[N];
+};
+
+// Entries that are read at once.
+template <class Real, int N>
+constexpr int kPack = N * int(sizeof(Real)) < 16 ? N : 16 / int(sizeof(Real));
+
+// ---- columns --------------------------------------------------------------------------------------
+
+// The matrix as walks read it, made once per call. Row z has the weights into state z from all states, linear ones
+// relative to the largest of the row; row `states` has weights of one, for a choice without a next state. Entries past
+// the states are zeros of the semiring. Rows for ThreadChoice begin in different banks.
+constexpr int64_t kMostThreadStates = 16;
+
+template <class Real>
+SUMPROD_BOTH int walk_row(int64_t states) {
+  if (states <= kMostThreadStates) return (states <= 8 ? 8 : 16) + 16 / int(sizeof(Real));
+  int row = kWarp;
+  while (row < states) row *= 2;
+  return row;
+}
+
+template <class A>
+__global__ void walk_columns_kernel(HmmProblem p, typename A::Real* columns) {
+  using Real = typename A::Real;
+  const int warps = int(blockDim.x) / kWarp, row = walk_row<Real>(p.states);
+  const int64_t z = int64_t(blockIdx.x) * warps + warp_of_thread();
+  if (z > p.states) return;
+  const Real* from = static_cast<const Real*>(p.transition) + z * p.transition_to;
+  const bool any = z < p.states && p.steps > 1;
+  Real top = -infinity<Real>();
+  if (any && !A::kMaxPlus) {
+    for (int64_t i = lane_of_thread(); i < p.states; i += kWarp) {
+      const Real x = from[i * p.transition_from];
+      top = x > top ? x : top;
+    }
+  }
+  top = warp_max(top);
+  if (top == -infinity<Real>()) top = Real(0);
+  for (int64_t i = lane_of_thread(); i < row; i += kWarp) {
+    Real weight = A::zero();
+    if (any && i < p.states) weight = A::weight(from[i * p.transition_from], top);
+    if (z == p.states && i < p.states) weight = A::one();
+    columns[z * row + i] = weight;
+  }
+}
+
+template <class A>
+void make_walk_columns(const HmmProblem& problem, void* columns, const Stream& stream) {
+  constexpr int kThreads = 128, kWarps = kThreads / kWarp;
+  launch(walk_columns_kernel<A>, LaunchShape{(problem.states + kWarps) / kWarps, kThreads}, stream, problem,
+         static_cast<typename A::Real*>(columns));
+}
+
+// ---- choices --------------------------------------------------------------------------------------
+
+// The number below a positive x.
+SUMPROD_DEVICE float below(float x) { return __int_as_float(__float_as_int(x) - 1); }
+SUMPROD_DEVICE double below(double x) { return __longlong_as_double(__double_as_longlong(x) - 1); }
+
+template <class A>
+SUMPROD_DEVICE typename A::Real walk_weight(typename A::Real message, typename A::Real column) {
+  if constexpr (A::kMaxPlus) {
+    return message + column;
+  } else {
+    return message * column;
+  }
+}
+
+// Entries [first, first + N) of a message; those past `states` are zeros of the semiring.
+template <class A, int N>
+SUMPROD_DEVICE void load_message(const typename A::Real* row, int first, int states, typename A::Real (&m)[N]) {
+  using Real = typename A::Real;
+  constexpr int P = kPack<Real, N>;
+  if (states % P == 0) {  // rows are then aligned, and packs within or without
+#pragma unroll
+    for (int k = 0; k < N; k += P) {
+      Pack<Real, P> pack;
+      for (int i = 0; i < P; ++i) pack.x[i] = A::zero();
+      if (first + k < states) pack = *reinterpret_cast<const Pack<Real, P>*>(row + first + k);
+#pragma unroll
+      for (int i = 0; i < P; ++i) m[k + i] = pack.x[i];
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < N; ++k) m[k] = first + k < states ? row[first + k] : A::zero();
+  }
+}
+
+template <class A, int N>
+SUMPROD_DEVICE void weigh(const typename A::Real (&m)[N], const typename A::Real* column, typename A::Real (&w)[N]) {
+  using Real = typename A::Real;
+  constexpr int P = kPack<Real, N>;
+#pragma unroll
+  for (int k = 0; k < N; k += P) {
+    const Pack<Real, P> pack = *reinterpret_cast<const Pack<Real, P>*>(column + k);
+#pragma unroll
+    for (int i = 0; i < P; ++i) w[k + i] = walk_weight<A>(m[k + i], pack.x[i]);
+  }
+}
+
+// The largest of w, left in w[0], and its index, in index[0]; the lowest of several. Neighbours are compared first.
+template <int Apart, class Real, int N>
+SUMPROD_DEVICE void reduce_to_best(Real (&w)[N], int (&index)[N]) {
+  if constexpr (Apart < N) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2 * Apart) {
+      const bool right = w[i + Apart] > w[i];
+      w[i] = right ? w[i + Apart] : w[i];
+      index[i] = right ? index[i + Apart] : index[i];
+    }
+    reduce_to_best<2 * Apart>(w, index);
+  }
+}
+template <class Real, int N>
+SUMPROD_DEVICE int best_of(Real (&w)[N]) {
+  int index[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) index[i] = i;
+  reduce_to_best<1>(w, index);
+  return index[0];
+}
+
+// Sums w[0] + .. + w[k], in fours so that the chain is short. They never decrease, and stay where a weight is 0.
+template <class Real, int N>
+SUMPROD_DEVICE void accumulate_weights(Real (&w)[N]) {
+#pragma unroll
+  for (int k = 1; k < N; ++k) {
+    if (k % 4 != 0) w[k] += w[k - 1];
+  }
+#pragma unroll
+  for (int k = 4; k < N; ++k) w[k] += w[k / 4 * 4 - 1];
+}
+
+// How many steps ahead messages are read: as far as registers allow.
+template <class Real, int N>
+constexpr int kStepsAhead = N * int(sizeof(Real)) <= 64 ? 8 : (N * int(sizeof(Real)) <= 128 ? 4 : 1);
+
+template <class A_, int States>
+class ThreadChoice {
+ public:
+  using A = A_;
+  using Real = typename A::Real;
+  static constexpr int kEntries = States, kAhead = kStepsAhead<Real, States>;
+
+  SUMPROD_DEVICE ThreadChoice(const Real* columns, int states) : columns_(columns), states_(states) {}
+  SUMPROD_DEVICE int first_entry() const { return 0; }
+
+  SUMPROD_DEVICE int choose(const Real (&message)[States], Real uniform, int next) const {
+    Real w[States];
+    weigh<A>(message, columns_ + next * kRow, w);
+    if constexpr (A::kMaxPlus) return best_of(w);
+    accumulate_weights(w);
+    const Real total = w[States - 1];
+    const Real product = uniform * total, most = below(total);
+    const Real threshold = product < most ? product : most;
+    int state = 0;
+#pragma unroll
+    for (int i = 0; i < States; ++i) state += int(w[i] <= threshold);
+    return state < states_ ? state : states_ - 1;
+  }
+
+  SUMPROD_DEVICE void record(const Stretch<Real>& s, int t, int state) { s.path[t] = state; }
+
+ private:
+  static constexpr int kRow = States + 16 / int(sizeof(Real));
+  const Real* columns_;
+  const int states_;
+};
+
+template <class A_, int PerLane>
+class WarpChoice {
+ public:
+  using A = A_;
+  using Real = typename A::Real;
+  static constexpr int kEntries = PerLane, kAhead = kStepsAhead<Real, PerLane>;
+
+  SUMPROD_DEVICE WarpChoice(const Real* columns, int) : columns_(columns), lane_(lane_of_thread()) {}
+  SUMPROD_DEVICE int first_entry() const { return lane_ * PerLane; }
+
+  SUMPROD_DEVICE int choose(const Real (&message)[PerLane], Real uniform, int next) const {
+    Real w[PerLane];
+    weigh<A>(message, columns_ + next * (kWarp * PerLane) + first_entry(), w);
+    if constexpr (A::kMaxPlus) {
+      return best(w);
+    } else {
+      return draw(w, uniform);
+    }
+  }
+
+  // Lane t % 32 keeps the state of step t; a store has 32 steps.
+  SUMPROD_DEVICE void record(const Stretch<Real>& s, int t, int state) {
+    if (t % kWarp == lane_) kept_ = state;
+    if (t % kWarp != 0 && t != s.first) return;
+    const int own = t / kWarp * kWarp + lane_;
+    if (own >= t && own < s.first + s.count) s.path[own] = kept_;
+  }
+
+ private:
+  static constexpr unsigned kNone = 0xffffffffu;
+
+  SUMPROD_DEVICE int best(Real (&w)[PerLane]) const {
+    const int own = best_of(w);
+    const unsigned key = ordered_key(float(w[0]) + 0.0f);  // -0 and +0 are the same
+    const bool top = key == __reduce_max_sync(kFullWarp, key);
+    return int(lowest(top ? unsigned(first_entry() + own) : kNone));
+  }
+
+  SUMPROD_DEVICE int draw(Real (&w)[PerLane], Real uniform) const {
+    bool positive[PerLane];
+#pragma unroll
+    for (int k = 0; k < PerLane; ++k) positive[k] = w[k] > Real(0);
+    accumulate_weights(w);
+    const Real through = sum_of_lanes(w[PerLane - 1]);
+    const Real before = __shfl_up_sync(kFullWarp, through, 1), base = lane_ == 0 ? Real(0) : before;
+    const Real threshold = uniform * __shfl_sync(kFullWarp, through, kWarp - 1);
+    // Sums of different lanes round differently, so a sum above the threshold is not enough.
+    unsigned state = kNone;
+#pragma unroll
+    for (int k = PerLane - 1; k >= 0; --k) {
+      if (positive[k] && base + w[k] > threshold) state = unsigned(first_entry() + k);
+    }
+    state = lowest(state);
+    return int(state == kNone ? last_of(positive) : state);
+  }
+
+  // The lowest of the lanes' states.
+  SUMPROD_DEVICE unsigned lowest(unsigned state) const {
+    if constexpr (PerLane == 1) {
+      return unsigned(__ffs(int(__ballot_sync(kFullWarp, state != kNone)))) - 1u;  // kNone if there is none
+    } else {
+      return __reduce_min_sync(kFullWarp, state);
+    }
+  }
+
+  // Over this lane and those before, four at a time: three shuffles side by side take less time than two after
+  // each other.
+  SUMPROD_DEVICE Real sum_of_lanes(Real x) const {
+#pragma unroll
+    for (int d = 1; d < 16; d *= 4) {
+      const Real a = __shfl_up_sync(kFullWarp, x, d), b = __shfl_up_sync(kFullWarp, x, 2 * d),
+                 c = __shfl_up_sync(kFullWarp, x, 3 * d);
+      x = (x + (lane_ >= d ? a : Real(0))) + ((lane_ >= 2 * d ? b : Real(0)) + (lane_ >= 3 * d ? c : Real(0)));
+    }
+    const Real a = __shfl_up_sync(kFullWarp, x, 16);
+    return x + (lane_ >= 16 ? a : Real(0));
+  }
+
+  // The last state of positive weight: the threshold has been rounded up to the total.
+  SUMPROD_DEVICE unsigned last_of(const bool (&positive)[PerLane]) const {
+    unsigned state = 0;
+#pragma unroll
+    for (int k = 0; k < PerLane; ++k) state = positive[k] ? unsigned(first_entry() + k) : state;
+    return __reduce_max_sync(kFullWarp, state);
+  }
+
+  const Real* columns_;
+  const int lane_;
+  int kept_ = 0;
+};
+
+}  // namespace sumprod::gpu

@@ -1,0 +1,16 @@
+#include "gpu/hmm_walk_whole.cuh"
+
+namespace sumprod::gpu {
+
+int64_t walk_columns_bytes(const HmmProblem& problem) {
+  const int64_t rows = problem.states + 1;
+  return problem.is_double ? rows * walk_row<double>(problem.states) * int64_t(sizeof(double))
+                           : rows * walk_row<float>(problem.states) * int64_t(sizeof(float));
+}
+
+void walk_samples(const HmmWalk& walk, const Stream& stream) {
+  if (walk.problem.is_double) return walk_whole_sequences<ScaledLinear<double>>(walk, stream);
+  walk_whole_sequences<ScaledLinear<float>>(walk, stream);
+}
+
+}  // namespace sumprod::gpu
