@@ -33,6 +33,8 @@ _WAITING = {
 _MOVING = {"aten::_to_copy", "aten::copy_"}
 # Takes indices from the host, as CUDA does.
 _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+# Torch makes these by resizing an empty tensor.
+_FACTORIES = ("arange", "eye", "linspace", "logspace", "randperm", "tril_indices", "triu_indices")
 
 _noted: list[str] = []
 
@@ -84,6 +86,11 @@ class PretendTensor(Tensor):
         if name == "aten::copy_" and not isinstance(args[0], PretendTensor):
             _noted.append(name)
             return args[0]
+        for x in given:
+            if isinstance(x, PretendTensor) and x.inner.shape != x.shape:
+                raise NotImplementedError(
+                    f"{name} resizes a tensor of the device {NAME}: add it to _FACTORIES"
+                )
         known = {id(_real(x)): x for x in given if isinstance(x, Tensor)}
         return tree_map(lambda x: known.get(id(x), _wrapped(x)) if isinstance(x, Tensor) else x, results)
 
@@ -138,6 +145,17 @@ def set_up() -> list[torch.library.Library]:
         _real(target).copy_(_real(source))
         return target
 
+    def factory(operator: Any) -> Any:
+        def make(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+            return PretendTensor(operator(*args, device="cpu", **kwargs))
+
+        return make
+
+    for name in _FACTORIES:
+        packet = getattr(torch.ops.aten, name)
+        for overload in (getattr(packet, kind) for kind in packet.overloads()):
+            if "device" in {argument.name for argument in overload._schema.arguments}:
+                aten.impl(overload, factory(overload), "PrivateUse1")
     aten.impl("empty.memory_format", empty, "PrivateUse1")
     aten.impl("empty_strided", empty_strided, "PrivateUse1")
     aten.impl("_copy_from", copy_from, "PrivateUse1")

@@ -138,7 +138,7 @@ class Delta(TorchDistribution):
             value = torch.as_tensor(value, device=v.device)
         plain = self.has_zero_log_density
         if plain and self._is_the_point(value):
-            return torch.zeros(self._batch_shape, dtype=self._density_dtype)
+            return torch.zeros(self._batch_shape, dtype=self._density_dtype, device=v.device)
         same = value == v
         event_dim = len(self._event_shape)
         if event_dim:

@@ -205,10 +205,8 @@ def _site_sums(one: Trace) -> dict[str, Any]:
 
 def _total(gains: Mapping[str, Tensor], costs: Mapping[str, Tensor], count: int) -> Tensor:
     """Log-weights of particles, shape (count,)."""
-    total = torch.zeros(count)
-    if gains:
-        total = torch.stack(list(gains.values())).sum(0)
-    return total - torch.stack(list(costs.values())).sum(0) if costs else total
+    parts = [*gains.values(), *(-cost for cost in costs.values())]
+    return torch.stack(parts).sum(0) if parts else torch.zeros(count)
 
 
 def vectorized_importance_weights(
