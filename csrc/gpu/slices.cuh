@@ -12,16 +12,17 @@
 
 namespace sumprod::gpu {
 
-constexpr int kSliceThreads = 256;
+constexpr int kLogSliceThreads = 8, kSliceThreads = 1 << kLogSliceThreads;
 
 struct SliceTeams {
-  int lanes;          // threads per slice: a power of two
+  int log_lanes;      // threads per slice, a power of two
   bool side_by_side;  // neighbouring threads have neighbouring slices
   int vector;         // entries that a thread reads at once: 1, or 16 bytes' worth
   int64_t chunks;     // per slice
   int64_t chunk;      // entries of one, a multiple of `vector`
 
-  SUMPROD_BOTH int slices() const { return kSliceThreads / lanes; }  // per block
+  SUMPROD_BOTH int lanes() const { return 1 << log_lanes; }
+  SUMPROD_BOTH int slices() const { return kSliceThreads >> log_lanes; }  // per block
 };
 
 SUMPROD_BOTH int64_t offset_of(const SliceLoop& loop, int64_t index, SliceOperand operand) {
@@ -57,17 +58,18 @@ SliceTeams teams_for_slices(const SliceProblem& p, const void* output, bool chun
   const bool vectors = reads_vectors<Source>(p, p.input, kInput, kVector) &&
                        (output == nullptr || reads_vectors<Source>(p, output, kOutput, kVector));
   teams.vector = vectors && !teams.side_by_side ? kVector : 1;
-  teams.lanes = 1;
+  int64_t lanes = 1;
   if (teams.side_by_side) {
     int64_t across = 1;
     while (across < kWarp && across < p.kept.count) across *= 2;
-    teams.lanes = int(kSliceThreads / across);
-    while (teams.lanes > 1 && teams.lanes * kEntriesPerLane > p.reduced.count * 2) teams.lanes /= 2;
+    lanes = kSliceThreads / across;
+    while (lanes > 1 && lanes * kEntriesPerLane > p.reduced.count * 2) lanes /= 2;
   } else if (p.reduced.count > kLongSlice) {
-    teams.lanes = kSliceThreads;
+    lanes = kSliceThreads;
   } else {
-    while (teams.lanes < kWarp && teams.lanes * kEntriesPerLane < p.reduced.count) teams.lanes *= 2;
+    while (lanes < kWarp && lanes * kEntriesPerLane < p.reduced.count) lanes *= 2;
   }
+  while (teams.lanes() < lanes) ++teams.log_lanes;
   teams.chunks = 1;
   const int64_t wanted = 4 * properties_of(stream.device).multiprocessors;
   const int64_t blocks = (p.kept.count + teams.slices() - 1) / teams.slices();
@@ -88,7 +90,7 @@ inline LaunchShape shape_of(const SliceProblem& p, const SliceTeams& teams) {
 // The place of a thread: its slice, its lane in the slice's team, and the chunk of the slice.
 struct SlicePlace {
   int64_t slice, chunk;
-  int lane, first;  // `first`: the place of the team's first thread in the block
+  int lane;
   bool exists;
 };
 
@@ -96,35 +98,52 @@ struct SlicePlace {
 template <class Use>
 SUMPROD_DEVICE void for_each_place(const SliceProblem& p, const SliceTeams& teams, Use use) {
   const int slices = teams.slices(), thread = int(threadIdx.x);
-  const int64_t groups = (p.kept.count + slices - 1) / slices;
+  const int64_t groups = (p.kept.count + slices - 1) >> (kLogSliceThreads - teams.log_lanes);
   for (int64_t block = blockIdx.x; block < groups * teams.chunks; block += gridDim.x) {
     SlicePlace place;
-    const int own = teams.side_by_side ? thread % slices : thread / teams.lanes;
-    place.lane = teams.side_by_side ? thread / slices : thread % teams.lanes;
-    place.first = teams.side_by_side ? own : own * teams.lanes;
-    place.slice = block % groups * slices + own;
-    place.chunk = block / groups;
+    const int own = teams.side_by_side ? thread & (slices - 1) : thread >> teams.log_lanes;
+    place.lane = teams.side_by_side ? thread >> (kLogSliceThreads - teams.log_lanes) : thread & (teams.lanes() - 1);
+    place.chunk = teams.chunks == 1 ? 0 : block / groups;
+    place.slice = (block - place.chunk * groups) * slices + own;
     place.exists = place.slice < p.kept.count;
     use(place);
   }
 }
+
+constexpr int kSliceBatch = 4;
 
 template <class Source, int Vector>
 struct alignas(sizeof(Source) * Vector) SliceVector {
   Source entry[Vector];
 };
 
-// Calls use(entries, j) for the thread's part of a slice: Vector entries from the j-th on.
+// Where the j-th entry of a slice lies, from its first. Vectors are read where entries lie side by side.
+template <int Vector>
+SUMPROD_DEVICE int64_t entry_offset(const SliceProblem& p, int64_t j, SliceOperand operand) {
+  if constexpr (Vector > 1) return j;
+  return offset_of(p.reduced, j, operand);
+}
+
+// Calls use(vectors, count, j, apart) for the thread's part of a slice, a few vectors at a time so that reads overlap:
+// the first `count` of them, from the j-th entry on and `apart` entries from one to the next.
 template <class Source, int Vector, class Use>
-SUMPROD_DEVICE void for_each_entry(const SliceProblem& p, const SliceTeams& teams, const SlicePlace& place, Use use) {
+SUMPROD_DEVICE void for_each_batch(const SliceProblem& p, const SliceTeams& teams, const SlicePlace& place, Use use) {
   if (!place.exists) return;
   const Source* input = static_cast<const Source*>(p.input) + offset_of(p.kept, place.slice, kInput);
   const int64_t begin = place.chunk * teams.chunk, limit = begin + teams.chunk;
   const int64_t end = limit < p.reduced.count ? limit : p.reduced.count;
-#pragma unroll 4
-  for (int64_t j = begin + int64_t(place.lane) * Vector; j < end; j += int64_t(teams.lanes) * Vector) {
-    const Source* at = input + offset_of(p.reduced, j, kInput);
-    use(*reinterpret_cast<const SliceVector<Source, Vector>*>(at), j);
+  const int64_t apart = int64_t(Vector) << teams.log_lanes;
+  for (int64_t j = begin + int64_t(place.lane) * Vector; j < end; j += kSliceBatch * apart) {
+    SliceVector<Source, Vector> vectors[kSliceBatch];
+    int count = 0;
+#pragma unroll
+    for (int b = 0; b < kSliceBatch; ++b) {
+      const int64_t at = j + b * apart;
+      if (at >= end) continue;
+      vectors[b] = *reinterpret_cast<const SliceVector<Source, Vector>*>(input + entry_offset<Vector>(p, at, kInput));
+      ++count;
+    }
+    use(vectors, count, j, apart);
   }
 }
 
@@ -185,7 +204,7 @@ SUMPROD_DEVICE SlicePartial team_sum(const SliceTeams& teams, const SlicePlace& 
   SlicePartial* parts = reinterpret_cast<SlicePartial*>(shared_memory());
   const int stride = teams.side_by_side ? teams.slices() : 1;
   RunningSum<Real> sum = own;
-  for (int half = teams.lanes / 2; half > 0; half /= 2) {
+  for (int half = teams.lanes() / 2; half > 0; half /= 2) {
     __syncthreads();
     parts[threadIdx.x] = sum.partial();
     __syncthreads();
@@ -218,14 +237,16 @@ SUMPROD_DEVICE void sum_slices(const SliceProblem& p, const SliceTeams& teams, S
   using Real = RealOfSource<Source>;
   for_each_place(p, teams, [&](const SlicePlace& place) {
     RunningSum<Real> sum;
-    for_each_entry<Source, Vector>(p, teams, place, [&](const SliceVector<Source, Vector>& entries, int64_t) {
-      Real x[Vector];
+    for_each_batch<Source, Vector>(p, teams, place, [&](const auto& vectors, int count, int64_t, int64_t) {
+      Real x[kSliceBatch * Vector];
 #pragma unroll
-      for (int k = 0; k < Vector; ++k) x[k] = as_real(entries.entry[k]);
+      for (int k = 0; k < kSliceBatch * Vector; ++k) {
+        x[k] = k / Vector < count ? Real(as_real(vectors[k / Vector].entry[k % Vector])) : -infinity<Real>();
+      }
       sum.add(x, kSquares);
     });
-    const bool in_warp = !teams.side_by_side && teams.lanes <= kWarp;
-    const SlicePartial total = in_warp ? warp_team_sum(teams.lanes, sum) : team_sum(teams, place, sum);
+    const bool in_warp = !teams.side_by_side && teams.lanes() <= kWarp;
+    const SlicePartial total = in_warp ? warp_team_sum(teams.lanes(), sum) : team_sum(teams, place, sum);
     if (place.lane != 0 || !place.exists) return;
     if (teams.chunks > 1) {
       partials[place.slice * teams.chunks + place.chunk] = total;
@@ -262,11 +283,16 @@ SUMPROD_DEVICE void map_slices(const SliceProblem& p, const SliceTeams& teams, R
     if (!place.exists) return;
     const auto own = parameters(place.slice);
     Real* row = output + offset_of(p.kept, place.slice, kOutput);
-    for_each_entry<Real, Vector>(p, teams, place, [&](const SliceVector<Real, Vector>& entries, int64_t j) {
-      SliceVector<Real, Vector> out;
+    for_each_batch<Real, Vector>(p, teams, place, [&](const auto& vectors, int count, int64_t j, int64_t apart) {
 #pragma unroll
-      for (int k = 0; k < Vector; ++k) out.entry[k] = f(entries.entry[k], own);
-      *reinterpret_cast<SliceVector<Real, Vector>*>(row + offset_of(p.reduced, j, kOutput)) = out;
+      for (int b = 0; b < kSliceBatch; ++b) {
+        if (b >= count) break;
+        SliceVector<Real, Vector> out;
+#pragma unroll
+        for (int k = 0; k < Vector; ++k) out.entry[k] = f(vectors[b].entry[k], own);
+        Real* to = row + entry_offset<Vector>(p, j + b * apart, kOutput);
+        *reinterpret_cast<SliceVector<Real, Vector>*>(to) = out;
+      }
     });
   });
 }
