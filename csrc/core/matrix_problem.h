@@ -8,7 +8,7 @@ namespace sumprod {
 
 struct MatrixOperand {
   const void* data;
-  const int64_t* offsets;  // where each batch element's matrix starts
+  const int64_t* offsets;  // on the CPU: where each batch element's matrix starts; GPUs have MatrixBatch instead
   int64_t row_stride, column_stride;
 };
 
@@ -18,7 +18,21 @@ struct MatrixProblem {
   bool is_double;
 };
 
-// Largest tile of a result; a multiple of every register block.
+// The batch dims of a problem, outermost first: a list of offsets that kernels for GPUs take by value. Dims of size 1
+// are left out, so that there is room for all that a tensor can have.
+constexpr int kMostBatchDims = 62;
+struct MatrixBatch {
+  struct Operand {
+    int64_t stride[kMostBatchDims];   // in elements; 0 where the dim is broadcast
+    int64_t spacing[kMostBatchDims];  // the same when the distinct matrices are counted one by one
+    int64_t distinct;                 // matrices
+  };
+  int dims;
+  int64_t size[kMostBatchDims];
+  Operand x, y;
+};
+
+// Largest tile of a result on the CPU; a multiple of every register block.
 constexpr int64_t kTileRows = 192, kTileColumns = 192;
 
 // A batch of [rows, columns] matrices cut into equal tiles, numbered batch element by batch element.

@@ -24,10 +24,6 @@ struct alignas(16) Four {
 
 constexpr double kLn2 = 0.69314718055994530942;
 
-// NaN is taken for the smaller one: one instruction.
-SUMPROD_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
-SUMPROD_DEVICE double larger(double a, double b) { return fmax(a, b); }
-
 // A key keeps the order of floats, so that the largest of a warp is one integer instruction.
 SUMPROD_DEVICE unsigned ordered_key(float x) {
   const unsigned bits = __float_as_uint(x);

@@ -12,7 +12,8 @@ namespace {
 
 Tensor logmatmulexp(const Tensor& x, const Tensor& y) {
   const MatrixInputs in("logmatmulexp", x, y);
-  const MatrixProblem& problem = in.problem;
+  const ListedMatrices listed(in);
+  const MatrixProblem& problem = listed.problem;
   Tensor out = in.matrices(x, problem.rows, problem.columns);
   const LogMatmulExpTask task{&problem, 0, 0, nullptr, out.mutable_data_ptr()};
   const auto kernel = SUMPROD_KERNEL(logmatmulexp_tiles);
@@ -24,14 +25,11 @@ Tensor logmatmulexp(const Tensor& x, const Tensor& y) {
 std::tuple<Tensor, Tensor> logmatmulexp_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
                                                  const Tensor& out) {
   const MatrixInputs in("logmatmulexp_backward", x, y);
-  const MatrixProblem& problem = in.problem;
+  const ListedMatrices listed(in);
+  const MatrixProblem& problem = listed.problem;
   const int64_t elements = problem.batch * problem.rows * problem.columns;
-  STD_TORCH_CHECK(grad.numel() == elements && out.numel() == elements && grad.scalar_type() == x.scalar_type() &&
-                      out.scalar_type() == x.scalar_type(),
-                  "sumprod::logmatmulexp_backward: grad and out must have the shape of the product, ", elements,
-                  " elements in the dtype of x, got ", grad.numel(), " and ", out.numel());
-  const Tensor g = grad.is_contiguous() ? grad : torch::stable::contiguous(grad);
-  const Tensor value = out.is_contiguous() ? out : torch::stable::contiguous(out);
+  const Tensor g = in.product_argument("logmatmulexp_backward", "grad", grad);
+  const Tensor value = in.product_argument("logmatmulexp_backward", "out", out);
   Tensor grad_x = in.matrices(x, problem.rows, problem.inner), grad_y = in.matrices(y, problem.inner, problem.columns);
   if (elements == 0) {
     torch::stable::zero_(grad_x);

@@ -14,6 +14,7 @@
 
 #include "core/isa.h"
 #include "core/matrix_problem.h"
+#include "gpu/stream.h"
 
 namespace sumprod {
 
@@ -40,5 +41,24 @@ struct LogMatmulExpBackwardTask {
 SUMPROD_DECLARE_KERNEL(int64_t, logmatmulexp_scale_tiles, (const LogMatmulExpBackwardTask&))
 SUMPROD_DECLARE_KERNEL(int64_t, logmatmulexp_grad_x_tiles, (const LogMatmulExpBackwardTask&))
 SUMPROD_DECLARE_KERNEL(int64_t, logmatmulexp_grad_y_tiles, (const LogMatmulExpBackwardTask&))
+
+// On the GPU. Scratch: the maxima of all distinct rows of x and columns of y, one after the other.
+struct LogMatmulExpDeviceTask {
+  MatrixProblem problem;
+  MatrixBatch batch;
+  void* tops;  // [batch.x.distinct, rows], [batch.y.distinct, columns]
+  void* out;
+};
+void logmatmulexp_cuda(const LogMatmulExpDeviceTask& task, const gpu::Stream& stream);
+
+struct LogMatmulExpBackwardDeviceTask {
+  MatrixProblem problem;
+  MatrixBatch batch;
+  void* tops;
+  const void *grad, *out;  // [batch, rows, columns]
+  void* scaled;            // h, the same shape; NaN marks elements that enter term by term
+  void *grad_x, *grad_y;   // [batch, rows, inner], [batch, inner, columns]
+};
+void logmatmulexp_backward_cuda(const LogMatmulExpBackwardDeviceTask& task, const gpu::Stream& stream);
 
 }  // namespace sumprod

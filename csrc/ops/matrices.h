@@ -19,11 +19,29 @@ class MatrixInputs {
   MatrixInputs(const char* op, const Tensor& x, const Tensor& y);
   MatrixInputs(const MatrixInputs&) = delete;
 
-  MatrixProblem problem;
+  MatrixProblem problem;  // without the lists of offsets
+  MatrixBatch batch;
   std::vector<int64_t> batch_sizes;
 
   // An uninitialised tensor [*batch, rows, columns].
   Tensor matrices(const Tensor& like, int64_t rows, int64_t columns) const;
+
+  // `t`, which must have as many elements as the product and the dtype of x, contiguous.
+  Tensor product_argument(const char* op, const char* name, const Tensor& t) const;
+  // Kernels that find an index keep it in 32 bits.
+  void require_short_inner(const char* op) const;
+
+ private:
+  void collect_batch(const Tensor& x, const Tensor& y);
+};
+
+// The problem as kernels on the CPU want it: with a list of where each matrix starts.
+class ListedMatrices {
+ public:
+  explicit ListedMatrices(const MatrixInputs& in);
+  ListedMatrices(const ListedMatrices&) = delete;
+
+  MatrixProblem problem;
 
  private:
   std::vector<int64_t> x_offsets_, y_offsets_;

@@ -1,6 +1,5 @@
 #include "ops/maxmatmul.h"
 
-#include <limits>
 #include <tuple>
 
 #include "ops/matrices.h"
@@ -14,10 +13,9 @@ using torch::headeronly::ScalarType;
 
 std::tuple<Tensor, Tensor> maxmatmul(const Tensor& x, const Tensor& y) {
   const MatrixInputs in("maxmatmul", x, y);
-  const MatrixProblem& problem = in.problem;
-  // Indices travel in the lanes of a float register.
-  STD_TORCH_CHECK(problem.inner <= std::numeric_limits<int32_t>::max(),
-                  "sumprod::maxmatmul: at most 2^31 - 1 terms, got ", problem.inner);
+  const ListedMatrices listed(in);
+  const MatrixProblem& problem = listed.problem;
+  in.require_short_inner("maxmatmul");
   Tensor values = in.matrices(x, problem.rows, problem.columns);
   const auto sizes = values.sizes();
   Tensor indices = torch::stable::new_empty(x, sizes, ScalarType::Long);

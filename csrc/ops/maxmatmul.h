@@ -9,6 +9,7 @@
 
 #include "core/isa.h"
 #include "core/matrix_problem.h"
+#include "gpu/stream.h"
 
 namespace sumprod {
 
@@ -21,5 +22,13 @@ struct MaxMatmulTask {
   int64_t* indices;  // the same shape
 };
 SUMPROD_DECLARE_KERNEL(int64_t, maxmatmul_tiles, (const MaxMatmulTask&))
+
+struct MaxMatmulDeviceTask {
+  MatrixProblem problem;
+  MatrixBatch batch;
+  void* values;
+  int64_t* indices;
+};
+void maxmatmul_cuda(const MaxMatmulDeviceTask& task, const gpu::Stream& stream);
 
 }  // namespace sumprod
