@@ -40,7 +40,7 @@ constexpr int64_t kSmallSide = 16;
 // Large tiles are chosen where both sides exceed this and every multiprocessor gets at least one.  Estimated, too.
 constexpr int64_t kLargeSide = 64;
 
-constexpr int64_t tile_cuts(int64_t n, int64_t tile) { return (n + tile - 1) / tile; }
+SUMPROD_BOTH constexpr int64_t tile_cuts(int64_t n, int64_t tile) { return (n + tile - 1) / tile; }
 
 template <class T>
 int64_t tiles_of(int64_t batch, int64_t rows, int64_t columns) {
