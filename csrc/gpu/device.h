@@ -77,15 +77,6 @@ class SharedArena {
   int64_t used_ = 0;
 };
 
-template <class Real>
-SUMPROD_BOTH constexpr Real infinity() {
-  return Real(__builtin_huge_val());
-}
-
-// NaN is taken for the smaller one: one instruction.
-SUMPROD_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
-SUMPROD_DEVICE double larger(double a, double b) { return fmax(a, b); }
-
 // Reductions over the lanes of a warp (or over aligned groups of `width` lanes); every lane gets the result.
 template <class T>
 SUMPROD_DEVICE T warp_sum(T x, int width = kWarp) {

@@ -8,7 +8,7 @@
 #pragma once
 
 #include "core/matrix_problem.h"
-#include "gpu/device.h"
+#include "gpu/numbers.cuh"
 
 namespace sumprod::gpu {
 
