@@ -72,15 +72,16 @@ class PairSequence {
   const double upstream_;
 };
 
-// Calls visit(row, entry) for all entries of rows [0, rows) that are wanted(row): `lanes` neighbouring threads share
-// a row.
+// For rows [0, rows) that are wanted(row), calls visit(row)(entry) for all entries, so that visit(row) can read once
+// what a row has in common: `lanes` neighbouring threads share a row.
 template <class Wanted, class Visit>
 SUMPROD_DEVICE void for_each_entry(int64_t rows, int64_t entries, int lanes, Wanted wanted, Visit visit) {
   const int per_block = kThreads / lanes;
   for (int64_t row = int64_t(blockIdx.x) * per_block + int(threadIdx.x) / lanes; row < rows;
        row += int64_t(gridDim.x) * per_block) {
     if (!wanted(row)) continue;
-    for (int64_t k = int(threadIdx.x) % lanes; k < entries; k += lanes) visit(row, k);
+    const auto visit_entry = visit(row);
+    for (int64_t k = int(threadIdx.x) % lanes; k < entries; k += lanes) visit_entry(k);
   }
 }
 
@@ -97,21 +98,23 @@ __global__ void __launch_bounds__(kThreads) each_pair_kernel(PairPass pass) {
   const auto ours = [&](int64_t row) {
     return pass.task.only == nullptr || pass.task.only[pass.chunk.first + row / steps] != 0;
   };
-  for_each_entry(pass.chunk.count * steps, square, pass.lanes, ours, [&](int64_t row, int64_t k) {
+  for_each_entry(pass.chunk.count * steps, square, pass.lanes, ours, [&](int64_t row) {
     const int64_t slot = row / steps, t = row % steps;
     const PairSequence<Real> s(pass, slot);
-    const int i = int(k / states), j = int(k % states);
-    Real value = none;
-    if (t < s.pairs()) {
-      if (pass.upstream != nullptr) {
-        value = Real(s.gradient(t, i, j, s.entry(t, i, j)));
-      } else if (s.possible()) {
-        value = Real(s.log_probability(t, i, j, s.entry(t, i, j)));
-      } else if (s.invalid()) {
-        value = not_a_number<Real>();
+    return [=, &pass](int64_t k) {
+      const int i = int(k / states), j = int(k % states);
+      Real value = none;
+      if (t < s.pairs()) {
+        if (pass.upstream != nullptr) {
+          value = Real(s.gradient(t, i, j, s.entry(t, i, j)));
+        } else if (s.possible()) {
+          value = Real(s.log_probability(t, i, j, s.entry(t, i, j)));
+        } else if (s.invalid()) {
+          value = not_a_number<Real>();
+        }
       }
-    }
-    static_cast<Real*>(pass.out)[(s.sequence() * steps + t) * square + k] = value;
+      static_cast<Real*>(pass.out)[(s.sequence() * steps + t) * square + k] = value;
+    };
   });
 }
 
@@ -124,30 +127,32 @@ __global__ void __launch_bounds__(kThreads) sum_over_time_kernel(PairPass pass) 
   const bool own = pass.kind == TransitionGradient::own;
   const int64_t units = own ? pass.chunk.count : pass.units, total = pass.chunk.count * steps;
   const int64_t part = own ? steps : (total + units - 1) / units;
-  for_each_entry(units, square, pass.lanes, AllRows(), [&](int64_t unit, int64_t k) {
-    const int64_t begin = unit * part, end = begin + part < total ? begin + part : total;
-    const int i = int(k / states), j = int(k % states);
-    double sum = 0.0;
-    for (int64_t at = begin; at < end;) {
-      const int64_t slot = at / steps, first = slot * steps;
-      const int64_t stop = end < first + steps ? end : first + steps;
-      if (pass.task.only == nullptr || pass.task.only[pass.chunk.first + slot] != 0) {
-        const PairSequence<Real> s(pass, slot);
-        const int64_t last = stop - first < s.pairs() ? stop - first : s.pairs();
-        const double entry = s.pairs() > 0 ? s.entry(0, i, j) : 0.0;
-        for (int64_t t = at - first; t < last; ++t) sum += s.gradient(t, i, j, entry);
+  for_each_entry(units, square, pass.lanes, AllRows(), [&](int64_t unit) {
+    return [=, &pass, &p](int64_t k) {
+      const int64_t begin = unit * part, end = begin + part < total ? begin + part : total;
+      const int i = int(k / states), j = int(k % states);
+      double sum = 0.0;
+      for (int64_t at = begin; at < end;) {
+        const int64_t slot = at / steps, first = slot * steps;
+        const int64_t stop = end < first + steps ? end : first + steps;
+        if (pass.task.only == nullptr || pass.task.only[pass.chunk.first + slot] != 0) {
+          const PairSequence<Real> s(pass, slot);
+          const int64_t last = stop - first < s.pairs() ? stop - first : s.pairs();
+          const double entry = s.pairs() > 0 ? s.entry(0, i, j) : 0.0;
+          for (int64_t t = at - first; t < last; ++t) sum += s.gradient(t, i, j, entry);
+        }
+        at = stop;
       }
-      at = stop;
-    }
-    if (own) {
-      const int64_t sequence = pass.chunk.first + unit;
-      if (pass.task.only == nullptr || pass.task.only[sequence] != 0) {
-        static_cast<Real*>(pass.out)[sequence * square + k] = Real(sum);
+      if (own) {
+        const int64_t sequence = pass.chunk.first + unit;
+        if (pass.task.only == nullptr || pass.task.only[sequence] != 0) {
+          static_cast<Real*>(pass.out)[sequence * square + k] = Real(sum);
+        }
+      } else {
+        double* out = static_cast<double*>(pass.out) + unit * square + k;
+        *out = pass.accumulate ? *out + sum : sum;
       }
-    } else {
-      double* out = static_cast<double*>(pass.out) + unit * square + k;
-      *out = pass.accumulate ? *out + sum : sum;
-    }
+    };
   });
 }
 
@@ -156,16 +161,18 @@ template <class Real>
 __global__ void __launch_bounds__(kThreads) sum_over_batch_kernel(PairPass pass) {
   const HmmProblem& p = pass.task.problem;
   const int64_t steps = p.steps - 1, states = p.states, square = states * states;
-  for_each_entry(steps, square, pass.lanes, AllRows(), [&](int64_t t, int64_t k) {
-    const int i = int(k / states), j = int(k % states);
-    double* out = static_cast<double*>(pass.out) + t * square + k;
-    double sum = pass.accumulate ? *out : 0.0;
-    for (int64_t slot = 0; slot < pass.chunk.count; ++slot) {
-      if (pass.task.only != nullptr && pass.task.only[pass.chunk.first + slot] == 0) continue;
-      const PairSequence<Real> s(pass, slot);
-      if (t < s.pairs()) sum += s.gradient(t, i, j, s.entry(t, i, j));
-    }
-    *out = sum;
+  for_each_entry(steps, square, pass.lanes, AllRows(), [&](int64_t t) {
+    return [=, &pass, &p](int64_t k) {
+      const int i = int(k / states), j = int(k % states);
+      double* out = static_cast<double*>(pass.out) + t * square + k;
+      double sum = pass.accumulate ? *out : 0.0;
+      for (int64_t slot = 0; slot < pass.chunk.count; ++slot) {
+        if (pass.task.only != nullptr && pass.task.only[pass.chunk.first + slot] == 0) continue;
+        const PairSequence<Real> s(pass, slot);
+        if (t < s.pairs()) sum += s.gradient(t, i, j, s.entry(t, i, j));
+      }
+      *out = sum;
+    };
   });
 }
 

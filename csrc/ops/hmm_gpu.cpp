@@ -15,10 +15,9 @@ namespace {
 // Kernels read the entries of a matrix row side by side. A homogeneous matrix that lies otherwise is copied, which
 // costs nothing beside the recursion.
 Tensor rows_contiguous(const Tensor& transition) {
+  if (transition.dim() != 4) return transition;  // HmmInputs says what is wrong
   const bool one_per_sequence = transition.size(0) == 1 || transition.stride(0) != 0;
-  if (transition.dim() != 4 || transition.size(1) != 1 || transition.stride(3) == 1 || !one_per_sequence) {
-    return transition;
-  }
+  if (transition.size(1) != 1 || transition.stride(3) == 1 || !one_per_sequence) return transition;
   return torch::stable::contiguous(transition);
 }
 
