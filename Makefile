@@ -36,7 +36,7 @@ NATIVE_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # Tools of the environment come first: an editable rebuild looks for cmake and ninja on the path.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help test test-all test-isa demo bench lint format check-native wheel sanitize setup clean distclean
+.PHONY: help test test-all test-isa test-emulated demo bench lint format check-native wheel sanitize setup clean distclean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -49,6 +49,9 @@ test-all: setup ## all tests, also the slow ones
 
 test-isa: setup ## the operator tests once per instruction set that this processor has
 	scripts/test_isa_levels.sh $(ARGS)
+
+test-emulated: setup $(STAMPS)/lint ## the operator tests on the CUDA kernels, on an emulated GPU
+	scripts/test_emulated.sh $(ARGS)
 
 demo: setup ## Bach's chorales: fit, decode, draw bach.png
 	$(PY) examples/bach_chorales.py $(ARGS)

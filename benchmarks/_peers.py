@@ -152,6 +152,6 @@ def pyro_log_normalizer(model: Model) -> Callable[[], Tensor] | None:
     _, steps, states = model.emission.shape
     first = model.initial.expand(1, states, states)
     logits = torch.cat([first, model.transition.expand(steps - 1, states, states)])
-    before = torch.zeros(states)
+    before = torch.zeros(states, device=model.initial.device)
     observed = GivenLogProb(states)
     return lambda: pyro.DiscreteHMM(before, logits, observed, validate_args=False).log_prob(model.emission)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Checks what the native binaries contain and link.
 #
-#   scripts/check_symbols.sh BUILD_DIR          the kernel objects of every ISA level, and _ops.so
+#   scripts/check_symbols.sh BUILD_DIR          the kernel objects of every ISA level, those for CUDA, and _ops.so
 #   scripts/check_symbols.sh --library FILE     one _ops.so, for example from a wheel
 #
 # Each kernel file is compiled once per ISA level. A weak symbol in such an object (an inline
 # function or template with linkage) would be merged with its namesakes, and the linker might keep
 # the AVX-512 body for callers on older processors. So an object may define nothing but functions
-# in its own level's namespace.
+# in its own level's namespace. Objects for CUDA, where nvcc was found, may not know torch: they are to be
+# compiled by a compiler that need not match torch's.
 set -euo pipefail
 
 failed=0
@@ -25,6 +26,13 @@ check_object() {
     bad=$(nm --defined-only --extern-only "$object" |
         awk -v own="$namespace" '$2 !~ /^[WVuvw]$/ && index($3, own) == 0')
     [[ -z $bad ]] || complain "$object defines symbols outside sumprod::$level:"$'\n'"$(c++filt <<<"$bad")"
+}
+
+check_cuda_object() {
+    local bad
+    if bad=$(nm --undefined-only "$1" | grep -E ' (aoti_torch_|torch_|_ZNK?(5torch|3c10|2at)[0-9])'); then
+        complain "$1 uses torch:"$'\n'"$(c++filt <<<"$bad")"
+    fi
 }
 
 check_library() {
@@ -62,7 +70,14 @@ for folder in "$1"/CMakeFiles/sumprod_kernels_*.dir; do
     done < <(find "$folder" -name '*.o' | sort)
 done
 [[ $count -gt 0 ]] || complain "no kernel objects under $1"
+cuda=0
+if [[ -d $1/CMakeFiles/sumprod_cuda.dir ]]; then
+    while IFS= read -r object; do
+        check_cuda_object "$object"
+        cuda=$((cuda + 1))
+    done < <(find "$1/CMakeFiles/sumprod_cuda.dir" -name '*.o' | sort)
+fi
 library=$1/_ops.so
 [[ -f $library ]] && check_library "$library" || complain "no $library"
-[[ $failed == 0 ]] && echo "check_symbols: $count kernel objects and _ops.so: ok"
+[[ $failed == 0 ]] && echo "check_symbols: $count kernel objects, $cuda for CUDA, and _ops.so: ok"
 exit $failed

@@ -97,6 +97,59 @@ def test_old_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert "2.9.1+cpu is too old; 2.10 or newer is needed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("built", "torchs", "usable", "ok", "expected"),
+    [
+        (
+            "no",
+            None,
+            False,
+            None,
+            "no: sumprod was built without CUDA kernels (nvcc was not found) and torch was",
+        ),
+        ("no", "13.0", True, None, "no: sumprod was built without CUDA kernels"),
+        (
+            "13.0.88: 80-real,90-real,100",
+            None,
+            False,
+            None,
+            "(kernels are built: 13.0.88: 80-real,90-real,100)",
+        ),
+        (
+            "13.0.88: 80-real,90-real,100",
+            "13.0",
+            False,
+            None,
+            "no: torch finds no usable CUDA device (kernels",
+        ),
+        ("13.0.88: 80-real,90-real,100", "13.0", True, None, "yes (13.0.88: 80-real,90-real,100): Some GPU"),
+        (
+            "emulated",
+            "13.0",
+            True,
+            False,
+            "this build emulates a GPU, slowly: it is for tests; install sumprod",
+        ),
+    ],
+)
+def test_cuda_rows(
+    built: str,
+    torchs: str | None,
+    usable: bool,
+    ok: bool | None,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", torchs)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Some GPU")
+    info = {"isa": "avx2", "isa_available": "baseline,avx2", "cuda": built}
+    [row] = [row for row in doctor._processor(info) if row.name == "CUDA"]
+    assert row.ok is ok
+    assert expected in row.text
+
+
 @pytest.mark.parametrize("name", ["logsumexp", "hmm_filter", "hmm_marginals", "hmm_pairwise"])
 def test_wrong_result(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     right = getattr(sumprod.ops, name)

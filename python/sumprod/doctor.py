@@ -132,17 +132,22 @@ def _processor(info: dict[str, str]) -> Iterator[Row]:
         return
     yield Row("threads", None, str(torch.get_num_threads()))
     reasons = []
-    if info.get("cuda", "no") == "no":
-        reasons.append("sumprod was built without CUDA")
+    built = info.get("cuda", "no")
+    if built == "emulated":
+        yield Row("CUDA", False, "this build emulates a GPU, slowly: it is for tests; " + _GUIDE)
+        return
+    if built == "no":
+        reasons.append("sumprod was built without CUDA kernels (nvcc was not found)")
     if torch.version.cuda is None:
         reasons.append("torch was built without CUDA")
     elif not torch.cuda.is_available():
         reasons.append("torch finds no usable CUDA device")
     if reasons:
-        yield Row("CUDA", None, "no: " + " and ".join(reasons))
+        kernels = "" if built == "no" else f" (kernels are built: {built})"
+        yield Row("CUDA", None, "no: " + " and ".join(reasons) + kernels)
     else:
         devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-        yield Row("CUDA", None, f"yes ({info['cuda']}): " + ", ".join(devices))
+        yield Row("CUDA", None, f"yes ({built}): " + ", ".join(devices))
 
 
 def _extras() -> Iterator[Row]:
