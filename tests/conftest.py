@@ -40,7 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "host(reason): is about the CPU or a compiler; runs with --device cpu only"
     )
-    config.addinivalue_line("markers", "transforms: needs tensors that torch.func and torch.compile can take")
+    config.addinivalue_line(
+        "markers", "transforms: needs tensors that torch can transform, compile or resize"
+    )
     try:
         devices.choose(config.getoption("--device"))
     except RuntimeError as error:  # never a skip: who asks for a GPU wants it tested
@@ -60,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         )
         if devices.device().type == "pretend" and whole_torch:
             item.add_marker(
-                pytest.mark.skip(reason="torch transforms no tensors of a device written in Python")
+                pytest.mark.skip(reason="torch does not do this to tensors of a device written in Python")
             )
 
 

@@ -229,6 +229,7 @@ def test_row_out_positional() -> None:
     assert torch.equal(out, sumprod.logsumexp(values, 1))
 
 
+@pytest.mark.transforms
 def test_row_out_of_another_shape_is_resized_with_a_warning() -> None:
     values, out = randn(3, 4), torch.zeros(5)
     with pytest.warns(UserWarning, match="resized"):
