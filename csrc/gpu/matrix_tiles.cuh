@@ -19,21 +19,20 @@ template <class Real_, int kSide_, int kEach_, int kThreads_, int kBlocks_>
 struct Tiling {
   using Real = Real_;
   static constexpr int kSide = kSide_, kEach = kEach_, kThreads = kThreads_;
-  static constexpr int kBlocks = kBlocks_;  // of a multiprocessor, at least
+  static constexpr int kBlocks = kBlocks_;            // of a multiprocessor, at least
+  static constexpr int kRun = kEach < 4 ? kEach : 4;  // neighbouring elements, read and written at once
   static constexpr int kGroup = kSide * kSide, kGroups = kThreads / kGroup, kTile = kSide * kEach;
   static constexpr int kStride = kTile + 4;  // of a row in shared memory; writes along the depth meet no bank twice
   static constexpr int kBuffer = kDepth * kStride;
   static constexpr int64_t kSharedBytes = int64_t(sizeof(Real)) * kGroups * 4 * kBuffer;
-  static_assert(kEach % 4 == 0 && kThreads % kGroup == 0 && kTile * kDepth % kGroup == 0);
+  static_assert(kEach % kRun == 0 && kThreads % kGroup == 0 && kGroup % kTile == 0 && kGroup % kDepth == 0);
 };
 
 template <class Real>
-using SmallTiles = Tiling<Real, 2, 4, 64, 8>;  // 8 x 8, 16 in a block
+using SmallTiles = Tiling<Real, 4, 2, 128, 4>;  // 8 x 8, 8 in a block
 template <class Real>
-using MiddleTiles = Tiling<Real, 8, 4, 256, 2>;  // 32 x 32, 4 in a block
-using LargeFloatTiles = Tiling<float, 16, 8, 256, 2>;
-template <class Real>
-using LargeTiles = Tiling<Real, 16, 4, 256, 2>;  // 64 x 64
+using MiddleTiles = Tiling<Real, 8, 4, 256, 2>;   // 32 x 32, 4 in a block
+using LargeTiles = Tiling<float, 16, 8, 256, 2>;  // 128 x 128
 
 // Results with a side of at most this many go to small tiles.  Estimated; to be measured on a GPU.
 constexpr int64_t kSmallSide = 16;
@@ -47,13 +46,18 @@ int64_t tiles_of(int64_t batch, int64_t rows, int64_t columns) {
   return batch * tile_cuts(rows, T::kTile) * tile_cuts(columns, T::kTile);
 }
 
-// Calls run<Tiling>() with the tiling for results [batch, rows, columns].
-template <class Real, class Large, class Run>
+// Calls run<Tiling>() with the tiling for results [batch, rows, columns]. Large tiles are worth their registers where
+// a product is a multiplication: they halve the exponentials and the reads.
+template <class Real, bool kLarge, class Run>
 void choose_tiles(int64_t batch, int64_t rows, int64_t columns, const Stream& stream, Run run) {
   const int64_t side = rows < columns ? rows : columns;
   if (side <= kSmallSide) return run.template operator()<SmallTiles<Real>>();
-  const int64_t enough = properties_of(stream.device).multiprocessors;
-  if (side > kLargeSide && tiles_of<Large>(batch, rows, columns) >= enough) return run.template operator()<Large>();
+  if constexpr (kLarge && sizeof(Real) == 4) {
+    const int64_t enough = properties_of(stream.device).multiprocessors;
+    if (side > kLargeSide && tiles_of<LargeTiles>(batch, rows, columns) >= enough) {
+      return run.template operator()<LargeTiles>();
+    }
+  }
   run.template operator()<MiddleTiles<Real>>();
 }
 
@@ -78,7 +82,7 @@ struct BatchPlace {
   }
 };
 
-// The tile of this thread's group, and the thread's elements of it: quads of neighbours, 4 * kSide apart.
+// The tile of this thread's group, and the thread's elements of it: runs of neighbours, kRun * kSide apart.
 template <class T>
 struct TilePlace {
   int64_t batch, row, column;  // of the tile
@@ -117,51 +121,54 @@ struct Strip {
   }
 };
 
-// kDepth entries of a strip on their way from memory to shared memory.
+// kDepth entries of a strip on their way from memory to shared memory. Each thread has every so many-th entry along
+// one of the two directions.
 template <class T>
-struct StripLoad {
+class StripLoad {
+ public:
   using Real = typename T::Real;
-  static constexpr int kCount = T::kTile * kDepth / T::kGroup;
-  Real value[kCount];
 
-  // Calls f(i, outer, depth) for the entries of this thread.
-  template <bool kAlongDepth, class F>
-  static SUMPROD_DEVICE void for_entries(int member, F f) {
+  SUMPROD_DEVICE StripLoad(const Strip<Real>& strip, int member) : outers_(strip.outer) {
+    const bool along = strip.along_depth();
+    outer_ = along ? member / kDepth : member % T::kTile;
+    depth_ = along ? member % kDepth : member / T::kTile;
+    outer_step_ = along ? T::kGroup / kDepth : 0;
+    depth_step_ = along ? 0 : T::kGroup / T::kTile;
+    next_ = strip.data + outer_ * strip.outer_stride + depth_ * strip.depth_stride;
+    step_ = outer_step_ * strip.outer_stride + depth_step_ * strip.depth_stride;
+    advance_ = kDepth * strip.depth_stride;
+  }
+
+  // Reads the next entries, of which `count` exist (kDepth or more: all).
+  SUMPROD_DEVICE void fetch(int64_t count) {
+    count_ = count < kDepth ? int(count) : kDepth;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int e = member + i * T::kGroup;
-      if (kAlongDepth) {
-        f(i, e / kDepth, e % kDepth);
-      } else {
-        f(i, e % T::kTile, e / T::kTile);
-      }
-    }
-  }
-  template <class F>
-  static SUMPROD_DEVICE void for_entries(const Strip<Real>& strip, int member, F f) {
-    if (strip.along_depth()) {
-      for_entries<true>(member, f);
-    } else {
-      for_entries<false>(member, f);
-    }
-  }
-
-  SUMPROD_DEVICE void fetch(const Strip<Real>& strip, int member, int64_t first) {
-    for_entries(strip, member, [&](int i, int outer, int depth) {
-      const bool exists = outer < strip.outer && first + depth < strip.depth;
-      value[i] = exists ? strip.data[outer * strip.outer_stride + (first + depth) * strip.depth_stride] : Real(0);
-    });
+    for (int i = 0; i < kCount; ++i) value_[i] = exists(i) ? next_[i * step_] : Real(0);
+    next_ += advance_;
   }
 
   // Entries outside of the matrix become `outside`, the others transform(value, outer, index).
   template <class Transform>
-  SUMPROD_DEVICE void put(const Strip<Real>& strip, int member, int64_t first, Real outside, Transform transform,
-                          Real* shared) const {
-    for_entries(strip, member, [&](int i, int outer, int depth) {
-      const bool exists = outer < strip.outer && first + depth < strip.depth;
-      shared[depth * T::kStride + outer] = exists ? transform(value[i], outer, first + depth) : outside;
-    });
+  SUMPROD_DEVICE void put(int64_t first, Real outside, Transform transform, Real* shared) const {
+    Real* to = shared + depth_ * T::kStride + outer_;
+    const int step = depth_step_ * T::kStride + outer_step_;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      to[i * step] =
+          exists(i) ? transform(value_[i], outer_ + i * outer_step_, first + depth_ + i * depth_step_) : outside;
+    }
   }
+
+ private:
+  static constexpr int kCount = T::kTile * kDepth / T::kGroup;
+  SUMPROD_DEVICE bool exists(int i) const {
+    return outer_ + i * outer_step_ < outers_ && depth_ + i * depth_step_ < count_;
+  }
+
+  const Real* next_;
+  int64_t step_, advance_;
+  int outers_, count_ = 0, outer_, depth_, outer_step_, depth_step_;
+  Real value_[kCount];
 };
 
 // Passes two strips through shared memory: step(left, right, first) sees entries [first, first + kDepth) of the
@@ -174,14 +181,14 @@ SUMPROD_DEVICE void for_depth(const TilePlace<T>& place, const Strip<typename T:
   Real* shared = reinterpret_cast<Real*>(shared_memory()) + place.group * 4 * T::kBuffer;
   const int64_t depth = left.depth;
   if (depth == 0) return;
-  StripLoad<T> left_load, right_load;
+  StripLoad<T> left_load(left, place.member), right_load(right, place.member);
   const auto fetch = [&](int64_t first) {
-    left_load.fetch(left, place.member, first);
-    right_load.fetch(right, place.member, first);
+    left_load.fetch(depth - first);
+    right_load.fetch(depth - first);
   };
   const auto put = [&](int64_t first, Real* to) {
-    left_load.put(left, place.member, first, outside, left_transform, to);
-    right_load.put(right, place.member, first, outside, right_transform, to + T::kBuffer);
+    left_load.put(first, outside, left_transform, to);
+    right_load.put(first, outside, right_transform, to + T::kBuffer);
   };
   fetch(0);
   put(0, shared);
@@ -197,85 +204,99 @@ SUMPROD_DEVICE void for_depth(const TilePlace<T>& place, const Strip<typename T:
   }
 }
 
-template <class Real>
-struct alignas(16) Quad {
-  Real at[4];
+// Neighbours, read and written in one go (two for what is longer than 16 bytes).
+template <class Value, int kCount>
+struct alignas(kCount * sizeof(Value) < 16 ? kCount * sizeof(Value) : 16) Run {
+  Value at[kCount];
 };
 
-// The result of a group: where this thread's elements are.
+// A value that the compiler does not know, so that what is computed from it in a rare branch of a loop is not kept in
+// registers for the whole of the loop.
+SUMPROD_DEVICE int unknown_zero() {
+  int zero = 0;
+#if defined(__CUDA_ARCH__)
+  asm volatile("mov.u32 %0, 0;" : "=r"(zero));
+#endif
+  return zero;
+}
+
+// The result of a group: where this thread's elements are. One of the strides is 1.
 template <class T, class Value = typename T::Real>
 struct ResultTile {
   Value* data;  // of the tile
   int64_t row_stride, column_stride;
   int rows, columns;
-  int first_row, first_column;  // of the thread, in its first quad
+  bool by_rows;                 // rows, not columns, lie in one piece
+  int first_row, first_column;  // of the thread, in its first run
 
-  SUMPROD_DEVICE ResultTile(const TilePlace<T>& place, Value* matrix, int64_t row_stride_, int64_t column_stride_)
-      : data(matrix + place.row * row_stride_ + place.column * column_stride_),
-        row_stride(row_stride_),
-        column_stride(column_stride_),
+  SUMPROD_DEVICE ResultTile(const TilePlace<T>& place, Value* matrix, int64_t line, bool by_rows_)
+      : row_stride(by_rows_ ? line : 1),
+        column_stride(by_rows_ ? 1 : line),
         rows(place.rows),
-        columns(place.columns) {
+        columns(place.columns),
+        by_rows(by_rows_) {
+    data = matrix + place.row * row_stride + place.column * column_stride;
     // Neighbouring threads write neighbouring elements.
-    const int fast = place.member % T::kSide * 4, slow = place.member / T::kSide * 4;
-    const bool along_columns = column_stride <= row_stride;
-    first_row = along_columns ? slow : fast;
-    first_column = along_columns ? fast : slow;
+    const int fast = place.member % T::kSide * T::kRun, slow = place.member / T::kSide * T::kRun;
+    first_row = by_rows ? slow : fast;
+    first_column = by_rows ? fast : slow;
   }
 
-  SUMPROD_DEVICE int row(int r) const { return first_row + r / 4 * (4 * T::kSide) + r % 4; }
-  SUMPROD_DEVICE int column(int c) const { return first_column + c / 4 * (4 * T::kSide) + c % 4; }
+  SUMPROD_DEVICE int row(int r) const { return first_row + r / T::kRun * (T::kRun * T::kSide) + r % T::kRun; }
+  SUMPROD_DEVICE int column(int c) const { return first_column + c / T::kRun * (T::kRun * T::kSide) + c % T::kRun; }
   SUMPROD_DEVICE bool exists(int r, int c) const { return row(r) < rows && column(c) < columns; }
   SUMPROD_DEVICE int64_t offset(int r, int c) const { return row(r) * row_stride + column(c) * column_stride; }
 
-  // f(r, c) for the thread's elements that exist.
+  // f(r, c, offset) for the thread's elements that exist.
   template <class F>
   SUMPROD_DEVICE void for_each(F f) const {
+    const int zero = unknown_zero(), row0 = first_row + zero, column0 = first_column + zero;
 #pragma unroll
     for (int r = 0; r < T::kEach; ++r) {
+      const int i = row0 + row(r) - first_row;
+      if (i >= rows) continue;
 #pragma unroll
       for (int c = 0; c < T::kEach; ++c) {
-        if (exists(r, c)) f(r, c);
+        const int k = column0 + column(c) - first_column;
+        if (k < columns) f(r, c, i * row_stride + k * column_stride);
       }
     }
   }
 
-  // Stores value(r, c), four at once where the memory allows.
+  // Stores value(r, c), several at once where the memory allows.
   template <class F>
   SUMPROD_DEVICE void store(F value) const {
-    if (column_stride == 1 && aligned(row_stride)) {
-      store_quads<true>([&](int r, int c) { return value(r, c); });
-    } else if (row_stride == 1 && aligned(column_stride)) {
-      store_quads<false>([&](int c, int r) { return value(r, c); });
+    if (by_rows) {
+      store_lines<true>([&](int r, int c) { return value(r, c); });
     } else {
-      for_each([&](int r, int c) { data[offset(r, c)] = value(r, c); });
+      store_lines<false>([&](int c, int r) { return value(r, c); });
     }
   }
 
  private:
-  SUMPROD_DEVICE bool aligned(int64_t line_stride) const {
-    return (uint64_t(reinterpret_cast<uintptr_t>(data)) | uint64_t(line_stride) * sizeof(Value)) % 16 == 0;
-  }
-
   // Lines are rows or columns; value(line, place in it).
   template <bool kByRows, class F>
-  SUMPROD_DEVICE void store_quads(F value) const {
-    const int64_t line_stride = kByRows ? row_stride : column_stride;
+  SUMPROD_DEVICE void store_lines(F value) const {
+    const int64_t stride = kByRows ? row_stride : column_stride;
+    const auto address = uint64_t(reinterpret_cast<uintptr_t>(data));
+    const bool aligned = (address | uint64_t(stride) * sizeof(Value)) % alignof(Run<Value, T::kRun>) == 0;
 #pragma unroll
     for (int line = 0; line < T::kEach; ++line) {
       const int l = kByRows ? row(line) : column(line);
       if (l >= (kByRows ? rows : columns)) continue;
 #pragma unroll
-      for (int q = 0; q < T::kEach; q += 4) {
+      for (int q = 0; q < T::kEach; q += T::kRun) {
         const int from = kByRows ? column(q) : row(q), left = (kByRows ? columns : rows) - from;
-        Value* to = data + l * line_stride + from;
-        if (left >= 4) {
-          *reinterpret_cast<Quad<Value>*>(to) = {
-              {value(line, q), value(line, q + 1), value(line, q + 2), value(line, q + 3)}};
+        Value* to = data + l * stride + from;
+        Run<Value, T::kRun> run;
+#pragma unroll
+        for (int i = 0; i < T::kRun; ++i) run.at[i] = value(line, q + i);
+        if (aligned && left >= T::kRun) {
+          *reinterpret_cast<Run<Value, T::kRun>*>(to) = run;
         } else {
 #pragma unroll
-          for (int i = 0; i < 3; ++i) {
-            if (i < left) to[i] = value(line, q + i);
+          for (int i = 0; i < T::kRun; ++i) {
+            if (i < left) to[i] = run.at[i];
           }
         }
       }
@@ -283,12 +304,14 @@ struct ResultTile {
   }
 };
 
-// The entries at one depth that a thread multiplies, quad by quad.
+// The entries at one depth that a thread multiplies.
 template <class T>
-SUMPROD_DEVICE void read_quads(const typename T::Real* shared, Quad<typename T::Real> (&quads)[T::kEach / 4]) {
+SUMPROD_DEVICE void read_entries(const typename T::Real* shared, typename T::Real (&entries)[T::kEach]) {
 #pragma unroll
-  for (int q = 0; q < T::kEach / 4; ++q) {
-    quads[q] = *reinterpret_cast<const Quad<typename T::Real>*>(shared + q * 4 * T::kSide);
+  for (int q = 0; q < T::kEach; q += T::kRun) {
+    const auto run = *reinterpret_cast<const Run<typename T::Real, T::kRun>*>(shared + q * T::kSide);
+#pragma unroll
+    for (int i = 0; i < T::kRun; ++i) entries[q + i] = run.at[i];
   }
 }
 
@@ -298,13 +321,13 @@ SUMPROD_DEVICE void for_products(const Result& result, const typename T::Real* l
                                  F f) {
 #pragma unroll
   for (int d = 0; d < kDepth; ++d) {
-    Quad<typename T::Real> a[T::kEach / 4], b[T::kEach / 4];
-    read_quads<T>(left + d * T::kStride + result.first_row, a);
-    read_quads<T>(right + d * T::kStride + result.first_column, b);
+    typename T::Real a[T::kEach], b[T::kEach];
+    read_entries<T>(left + d * T::kStride + result.first_row, a);
+    read_entries<T>(right + d * T::kStride + result.first_column, b);
 #pragma unroll
     for (int r = 0; r < T::kEach; ++r) {
 #pragma unroll
-      for (int c = 0; c < T::kEach; ++c) f(r, c, a[r / 4].at[r % 4], b[c / 4].at[c % 4], d);
+      for (int c = 0; c < T::kEach; ++c) f(r, c, a[r], b[c], d);
     }
   }
 }
@@ -327,8 +350,8 @@ SUMPROD_DEVICE void multiply(const TilePlace<T>& place, const Strip<typename T::
                [&](const Real* a, const Real* b, int64_t first) {
                  if (first > 0 && first % kSummed == 0) {
                    const bool fresh = first == kSummed;
-                   result.for_each([&](int r, int c) {
-                     Real* total = result.data + result.offset(r, c);
+                   result.for_each([&](int r, int c, int64_t offset) {
+                     Real* total = result.data + offset;
                      *total = fresh ? sum[r][c] : *total + sum[r][c];
                      sum[r][c] = Real(0);
                    });
@@ -336,7 +359,7 @@ SUMPROD_DEVICE void multiply(const TilePlace<T>& place, const Strip<typename T::
                  for_products<T>(result, a, b, [&](int r, int c, Real x, Real y, int) { sum[r][c] += x * y; });
                });
   if (left.depth > kSummed) {
-    result.for_each([&](int r, int c) { sum[r][c] += result.data[result.offset(r, c)]; });
+    result.for_each([&](int r, int c, int64_t offset) { sum[r][c] += result.data[offset]; });
   }
 }
 

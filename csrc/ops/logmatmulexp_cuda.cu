@@ -1,7 +1,5 @@
 #include "ops/logmatmulexp.h"
 
-#include <type_traits>
-
 #include "gpu/matrix_tiles.cuh"
 
 namespace sumprod {
@@ -136,10 +134,10 @@ SUMPROD_DEVICE void redo_sums(const TilePlace<T>& place, const Strip<typename T:
     });
   });
   uint64_t finite = 0;  // elements that need a sum
-  result.for_each([&](int r, int c) {
+  result.for_each([&](int r, int c, int64_t offset) {
     const int e = r * T::kEach + c;
     if ((bad >> e & 1) == 0) return;
-    result.data[result.offset(r, c)] = best[r][c];
+    result.data[offset] = best[r][c];
     if (best[r][c] == best[r][c] && !is_infinite(best[r][c])) finite |= uint64_t(1) << e;
   });
   if (!__syncthreads_or(finite != 0)) return;
@@ -175,7 +173,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) sums_kernel(const Sum
   const Real* row_tops = static_cast<const Real*>(task.row_tops) + at.x_index * p.rows + place.row;
   const Real* column_tops = static_cast<const Real*>(task.column_tops) + at.y_index * p.columns + place.column;
   const int64_t matrix = place.batch * p.rows * p.columns;
-  const ResultTile<T> result(place, static_cast<Real*>(task.result) + matrix, p.columns, 1);
+  const ResultTile<T> result(place, static_cast<Real*>(task.result) + matrix, p.columns, true);
 
   Real sum[T::kEach][T::kEach];
   multiply<T>(
@@ -186,8 +184,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) sums_kernel(const Sum
     const int64_t tile = matrix + place.row * p.columns + place.column;
     const Real* grad = static_cast<const Real*>(task.grad) + tile;
     const Real* value = static_cast<const Real*>(task.value) + tile;
-    result.for_each([&](int r, int c) {
-      const int64_t to = result.offset(r, c);
+    result.for_each([&](int r, int c, int64_t to) {
       const Real h = grad[to] / sum[r][c];
       const bool good = sum[r][c] >= least_sum<Real>() && !is_infinite(h);
       sum[r][c] = value[to] == -infinity<Real>() ? Real(0) : good ? h : not_a_number<Real>();
@@ -196,7 +193,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) sums_kernel(const Sum
     return;
   }
   uint64_t bad = 0;
-  result.for_each([&](int r, int c) {
+  result.for_each([&](int r, int c, int64_t) {
     if (!(sum[r][c] >= least_sum<Real>())) bad |= uint64_t(1) << (r * T::kEach + c);
     sum[r][c] = log(sum[r][c]) + (column_tops[result.column(c)] + row_tops[result.row(r)]);
   });
@@ -213,8 +210,9 @@ struct GradientTask {
   const void *row_tops, *column_tops;
   const void *scaled, *grad, *value;  // of the shape of out, with these strides
   int64_t product_row_stride, product_column_stride;
-  void* result;  // [batch, rows, inner], with these strides
-  int64_t result_row_stride, result_column_stride;
+  void* result;  // [batch, rows, inner], with this stride from row to row, or from column to column
+  int64_t result_line;
+  bool result_by_rows;
 };
 
 // Terms of marked elements of out, (i, k), added to elements (i, j) of the result.
@@ -269,8 +267,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) gradient_kernel(const
                           p.columns};
   const Real* row_tops = static_cast<const Real*>(task.row_tops) + at.x_index * p.rows + place.row;
   const Real* column_tops = static_cast<const Real*>(task.column_tops) + at.y_index * p.columns;
-  const ResultTile<T> result(place, static_cast<Real*>(task.result) + place.batch * p.rows * p.inner,
-                             task.result_row_stride, task.result_column_stride);
+  const ResultTile<T> result(place, static_cast<Real*>(task.result) + place.batch * p.rows * p.inner, task.result_line,
+                             task.result_by_rows);
 
   bool marked = false;
   Real sum[T::kEach][T::kEach];
@@ -289,7 +287,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) gradient_kernel(const
                              static_cast<const Real*>(task.value) + product,
                              place.row,
                              place.column};
-  result.for_each([&](int r, int c) {
+  result.for_each([&](int r, int c, int64_t) {
     const Real v = terms.x_at(place.row + result.row(r), place.column + result.column(c));
     sum[r][c] *= finite_exp(v, row_tops[result.row(r)]);
   });
@@ -320,8 +318,8 @@ GradientTask transposed(const GradientTask& task, void* grad_y) {
   t.product_row_stride = task.product_column_stride;
   t.product_column_stride = task.product_row_stride;
   t.result = grad_y;
-  t.result_row_stride = 1;
-  t.result_column_stride = p.columns;
+  t.result_line = p.columns;
+  t.result_by_rows = false;
   return t;
 }
 
@@ -329,17 +327,15 @@ GradientTask transposed(const GradientTask& task, void* grad_y) {
 
 template <class Real>
 struct Launches {
-  using Large = std::conditional_t<sizeof(Real) == 4, LargeFloatTiles, LargeTiles<double>>;
-
   static void sums(const SumsTask& task, const Stream& stream) {
     const MatrixProblem& p = task.problem;
-    choose_tiles<Real, Large>(p.batch, p.rows, p.columns, stream, [&]<class T>() {
+    choose_tiles<Real, true>(p.batch, p.rows, p.columns, stream, [&]<class T>() {
       launch(sums_kernel<T>, tile_launch<T>(p.batch, p.rows, p.columns), stream, task);
     });
   }
   static void gradient(const GradientTask& task, const Stream& stream) {
     const MatrixProblem& p = task.problem;
-    choose_tiles<Real, Large>(p.batch, p.rows, p.inner, stream, [&]<class T>() {
+    choose_tiles<Real, true>(p.batch, p.rows, p.inner, stream, [&]<class T>() {
       launch(gradient_kernel<T>, tile_launch<T>(p.batch, p.rows, p.inner), stream, task);
     });
   }
@@ -365,7 +361,7 @@ void backward(const LogMatmulExpBackwardDeviceTask& task, const Stream& stream) 
   launch_tops<Real>(p, task.batch, task.tops, stream);
   Launches<Real>::sums({p, task.batch, task.tops, right_tops, task.scaled, task.grad, task.out}, stream);
   const GradientTask gradient{p,        task.batch, task.tops, right_tops,  task.scaled, task.grad,
-                              task.out, p.columns,  1,         task.grad_x, p.inner,     1};
+                              task.out, p.columns,  1,         task.grad_x, p.inner,     true};
   if (p.inner == 0) return;
   Launches<Real>::gradient(gradient, stream);
   Launches<Real>::gradient(transposed(gradient, task.grad_y), stream);

@@ -19,8 +19,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) maxima_kernel(const M
   const Strip<Real> right{static_cast<const Real*>(p.y.data) + at.y + place.column * p.y.column_stride,
                           p.y.column_stride, p.y.row_stride, place.columns, p.inner};
   const int64_t matrix = place.batch * p.rows * p.columns;
-  const ResultTile<T> values(place, static_cast<Real*>(task.values) + matrix, p.columns, 1);
-  const ResultTile<T, int64_t> indices(place, task.indices + matrix, p.columns, 1);
+  const ResultTile<T> values(place, static_cast<Real*>(task.values) + matrix, p.columns, true);
+  const ResultTile<T, int64_t> indices(place, task.indices + matrix, p.columns, true);
 
   Real best[T::kEach][T::kEach];
   int where[T::kEach][T::kEach];
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) maxima_kernel(const M
 template <class Real>
 void run(const MaxMatmulDeviceTask& task, const Stream& stream) {
   const MatrixProblem& p = task.problem;
-  choose_tiles<Real, LargeTiles<Real>>(p.batch, p.rows, p.columns, stream, [&]<class T>() {
+  choose_tiles<Real, false>(p.batch, p.rows, p.columns, stream, [&]<class T>() {
     launch(maxima_kernel<T>, tile_launch<T>(p.batch, p.rows, p.columns), stream, task);
   });
 }
