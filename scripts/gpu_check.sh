@@ -76,7 +76,7 @@ run_pytest() {
     has xdist && workers=(-n "${WORKERS:-6}")
     # A newer torch may deprecate something: warnings are shown, and are no errors here.
     # shellcheck disable=SC2086
-    "$python" -m pytest -q -p no:cacheprovider -W default --device cuda "${workers[@]}" --tb=short \
+    PYTHONHASHSEED=0 "$python" -m pytest -q -p no:cacheprovider -W default --device cuda "${workers[@]}" --tb=short \
         --junit-xml="$state/$name.xml" ${TEST_ARGS:-} "$@"
 }
 
