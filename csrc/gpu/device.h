@@ -97,7 +97,8 @@ SUMPROD_DEVICE T warp_max(T x, int width = kWarp) {
 // compute capability 9.0 and newer.
 #if defined(SUMPROD_EMULATED_GPU)
 SUMPROD_DEVICE int cluster_rank() { return emulation::cluster_rank(); }
-SUMPROD_DEVICE void cluster_sync() { emulation::cluster_sync(); }
+SUMPROD_DEVICE void cluster_arrive() {}
+SUMPROD_DEVICE void cluster_wait() { emulation::cluster_sync(); }
 template <class T>
 SUMPROD_DEVICE T* cluster_shared(T* own, int rank) {
   return static_cast<T*>(emulation::cluster_shared(own, rank));
@@ -110,10 +111,14 @@ SUMPROD_DEVICE int cluster_rank() {
 #endif
   return int(rank);
 }
-// Orders shared memory among all threads of the cluster, as __syncthreads() does in a block.
-SUMPROD_DEVICE void cluster_sync() {
+SUMPROD_DEVICE void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+#endif
+}
+SUMPROD_DEVICE void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
 // Where block `rank` of the cluster has what this block has at `own`, in shared memory.
@@ -126,6 +131,12 @@ SUMPROD_DEVICE T* cluster_shared(T* own, int rank) {
   return other;
 }
 #endif
+// Orders shared memory among all threads of the cluster, as __syncthreads() does in a block: what was written before
+// cluster_arrive() is seen after cluster_wait(). Between the two, only what the others neither read nor write.
+SUMPROD_DEVICE void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
 
 // ---- on the host --------------------------------------------------------------------------------
 

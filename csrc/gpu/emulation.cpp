@@ -316,10 +316,13 @@ void* cluster_shared(void* own, int rank) {
   return running->shared(rank) + (static_cast<unsigned char*>(own) - shared_memory());
 }
 
-// A small GPU, so that small problems reach all paths; SUMPROD_EMULATED_CAPABILITY is 90 unless set.
+// A small GPU, so that small problems reach all paths; the environment may ask for another.
 DeviceProperties properties() {
-  const char* capability = getenv("SUMPROD_EMULATED_CAPABILITY");
-  return {4, 227 * 1024, capability == nullptr ? 90 : atoi(capability)};
+  const auto number = [](const char* name, int otherwise) {
+    const char* text = getenv(name);
+    return text == nullptr || *text == 0 ? otherwise : atoi(text);
+  };
+  return {number("SUMPROD_EMULATED_MULTIPROCESSORS", 4), 227 * 1024, number("SUMPROD_EMULATED_CAPABILITY", 90)};
 }
 
 void run_grid(int64_t blocks, int threads, int64_t shared_bytes, int cluster, const std::function<void()>& kernel) {

@@ -25,6 +25,7 @@ struct HmmRecursion {
   int32_t* forward_exponents;
   void* total;    // [batch]: log normaliser or best score, from the forward pass; null when not wanted
   uint8_t* redo;  // [batch]: set to 1, never to 0
+  void* scratch;  // memory of recursion_scratch_bytes(), 16-byte aligned
 };
 
 // Whether the resident recursions serve these sizes and strides, with one transition matrix for all sequences, or also
@@ -36,6 +37,9 @@ inline bool is_resident_for_each(const HmmProblem& problem) {
 inline bool is_resident(const HmmProblem& problem) {
   return is_resident_for_each(problem) && problem.transition_batch == 0;
 }
+
+// What the recursions below need as `scratch`, by a rule that depends on sizes and on the device alone.
+int64_t recursion_scratch_bytes(const HmmProblem& problem, const Stream& stream);
 
 // Sums over paths, in scaled linear space, in the problem's precision.
 void run_linear_recursion(const HmmRecursion& recursion, const Stream& stream);

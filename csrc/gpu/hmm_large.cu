@@ -1,0 +1,25 @@
+#include "gpu/hmm_large.h"
+
+#include "gpu/hmm_cluster.h"
+#include "gpu/hmm_stepwise.cuh"
+
+namespace sumprod::gpu {
+
+template void launch_stepwise<ScaledLinear<float>>(const HmmRecursion& recursion, const Stream& stream);
+template void launch_stepwise<ScaledLinear<double>>(const HmmRecursion& recursion, const Stream& stream);
+template void launch_stepwise<MaxPlus<float>>(const HmmRecursion& recursion, const Stream& stream);
+
+bool runs_on_cluster(const HmmProblem& problem, const Stream& stream) {
+  const DeviceProperties& device = properties_of(stream.device);
+  const int64_t most = problem.is_double ? kMostClusterStatesDouble : kMostClusterStatesFloat;
+  return problem.states <= most && device.compute_capability >= 90 && device.shared_bytes >= kClusterSharedBytes;
+}
+
+int64_t stepwise_scratch_bytes(const HmmProblem& problem) {
+  if (problem.is_double) return StepwiseMemory<ScaledLinear<double>>(problem, nullptr).bytes;
+  const int64_t linear = StepwiseMemory<ScaledLinear<float>>(problem, nullptr).bytes;
+  const int64_t max_plus = StepwiseMemory<MaxPlus<float>>(problem, nullptr).bytes;
+  return linear > max_plus ? linear : max_plus;
+}
+
+}  // namespace sumprod::gpu
