@@ -24,31 +24,23 @@
 // take 0.5 to 0.6 ms, about twice the time of its arithmetic. 1024 states (512 KB per block) do not fit.
 #pragma once
 
-#include "gpu/hmm_cluster.h"
-#include "gpu/hmm_trust.cuh"
+#include "gpu/hmm_cluster_product.cuh"
 
 namespace sumprod::gpu {
-
-// The entries of one state for all sequences, or weights: read and written in one go.
-template <class Real, int N>
-struct alignas(N * sizeof(Real)) Pack {
-  Real of[N];
-};
 
 template <class A, int Sequences, int Held>
 class ClusterRecursion {
  public:
   using Real = typename A::Real;
-  static constexpr int kSequences = Sequences, kHeld = Held, kColumns = kClusterColumns;
-  static constexpr int kOutputs = kColumns * kSequences;  // sums per warp
-  static constexpr int kPacked = 16 / sizeof(Real);
-  using Entries = Pack<Real, kSequences>;
-  using Weights = Pack<Real, kPacked>;
-  static_assert(kOutputs <= kWarp && kHeld % 4 == 0);
+  static constexpr int kSequences = Sequences, kMostWarps = kMostClusterWarps;
+  using Product = ClusterProduct<A, Sequences, Held>;
+  using Entries = typename Product::Entries;
+  using Weights = typename Product::Weights;
+  static constexpr int kOutputs = Product::kOutputs;
 
   struct Shared {
     Entries* message;  // [2][row]
-    Weights* weights;  // [row past kHeld][part][thread]
+    Weights* weights;  // of the product
     double* maximum;   // [warp of the cluster][sequence]
     unsigned* key;     // [2][warp][sequence]
     Real* warp_top;    // [2][warp][sequence]
@@ -57,8 +49,7 @@ class ClusterRecursion {
     SUMPROD_BOTH Shared(unsigned char* base, const HmmClusterShape& shape) {
       SharedArena arena(base);
       message = arena.take<Entries>(2 * shape.rows * kWarp);
-      const int spilled = shape.rows > kHeld ? shape.rows - kHeld : 0;
-      weights = arena.take<Weights>(int64_t(spilled) * (kColumns / kPacked) * shape.warps * kWarp);
+      weights = arena.take<Weights>(Product::packs_in_shared_memory(shape));
       maximum = arena.take<double>(shape.blocks * shape.warps * kSequences);
       key = arena.take<unsigned>(2 * shape.warps * kSequences);
       warp_top = arena.take<Real>(2 * shape.warps * kSequences);
@@ -68,14 +59,18 @@ class ClusterRecursion {
   };
 
   SUMPROD_DEVICE ClusterRecursion(const HmmRecursion& args, const HmmClusterShape& shape)
-      : args_(args), p_(args.problem), shape_(shape), shared_(shared_memory(), shape) {
+      : args_(args),
+        p_(args.problem),
+        shape_(shape),
+        shared_(shared_memory(), shape),
+        product_(shape, shared_.weights) {
     const int64_t groups = (p_.batch + kSequences - 1) / kSequences, unit = int64_t(blockIdx.x) / shape.blocks;
     backward_ = !args.forward || unit >= groups;
     group_ = unit % groups * kSequences;
     lane_ = lane_of_thread();
     slot_ = lane_ % kSequences;
     owner_ = lane_ < kOutputs;
-    first_column_ = (cluster_rank() * shape.warps + warp_of_thread()) * kColumns;
+    first_column_ = (cluster_rank() * shape.warps + warp_of_thread()) * kClusterColumns;
     column_ = first_column_ + lane_ % kOutputs / kSequences;
     real_ = column_ < p_.states && sequence() < p_.batch;
     length_ = length_of_slot(slot_);
@@ -120,51 +115,15 @@ class ClusterRecursion {
 
   // ---- weights
 
-  SUMPROD_DEVICE Weights& spilled(int row, int part) const {
-    return shared_.weights[((row - kHeld) * (kColumns / kPacked) + part) * (shape_.warps * kWarp) + int(threadIdx.x)];
-  }
-
   SUMPROD_DEVICE WeightSummary load_weights() {
-    TransitionSummary summary;
-#pragma unroll
-    for (int k = 0; k < kHeld; ++k) {
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) weight_[k][c] = potential(k, c, summary);
-    }
-    for (int k = kHeld; k < shape_.rows; ++k) {
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) spilled(k, c / kPacked).of[c % kPacked] = potential(k, c, summary);
-    }
+    TransitionSummary summary = product_.load(p_, backward_, first_column_);
     summary.highest = cluster_max(warp_max(summary.highest));
     summary.lowest = -cluster_max(warp_max(-summary.lowest));
-    const int flags = cluster_max(warp_max(summary.zero ? 1.0 : 0.0)) > 0.0;
+    summary.zero = cluster_max(warp_max(summary.zero ? 1.0 : 0.0)) > 0.0;
     summary.invalid = cluster_max(warp_max(summary.invalid ? 1.0 : 0.0)) > 0.0;
-    summary.zero = flags != 0;
     const WeightSummary weights = summary.weights<A>();
-    const Real shift = Real(weights.shift);
-#pragma unroll
-    for (int k = 0; k < kHeld; ++k) {
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) weight_[k][c] = A::weight(weight_[k][c], shift);
-    }
-    for (int k = kHeld; k < shape_.rows; ++k) {
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        Real& x = spilled(k, c / kPacked).of[c % kPacked];
-        x = A::weight(x, shift);
-      }
-    }
+    product_.exponentiate(Real(weights.shift));
     return weights;
-  }
-
-  SUMPROD_DEVICE Real potential(int k, int c, TransitionSummary& summary) const {
-    const int64_t i = k * kWarp + lane_, j = first_column_ + c;
-    if (p_.steps <= 1 || i >= p_.states || j >= p_.states) return -infinity<Real>();
-    const int64_t from = backward_ ? p_.transition_to : p_.transition_from;
-    const int64_t to = backward_ ? p_.transition_from : p_.transition_to;
-    const Real x = static_cast<const Real*>(p_.transition)[i * from + j * to];
-    summary.add(x);
-    return x;
   }
 
   // ---- maxima
@@ -180,10 +139,14 @@ class ClusterRecursion {
     return x;
   }
 
-  // Over a table [count][sequence], of this lane's sequence.
+  // Over a table [count][sequence] of at most kMostWarps rows, of this lane's sequence.
   template <class T>
   SUMPROD_DEVICE T table_max(const T* table, int count, T x) const {
-    for (int k = lane_; k < count * kSequences; k += kWarp) x = table[k] > x ? table[k] : x;
+#pragma unroll
+    for (int first = 0; first < kMostWarps * kSequences; first += kWarp) {
+      const int k = first + lane_;
+      if (k < count * kSequences) x = table[k] > x ? table[k] : x;
+    }
     return slot_max(x);
   }
 
@@ -196,7 +159,10 @@ class ClusterRecursion {
       for (int b = 0; b < shape_.blocks; ++b) *cluster_shared(own, b) = x;
     }
     cluster_sync();
-    x = table_max(shared_.maximum, shape_.blocks * shape_.warps, -infinity<double>());
+    x = -infinity<double>();
+    for (int b = 0; b < shape_.blocks; ++b) {
+      x = table_max(shared_.maximum + b * shape_.warps * kSequences, shape_.warps, x);
+    }
     cluster_sync();
     return x;
   }
@@ -264,7 +230,7 @@ class ClusterRecursion {
     Real sum = A::one();
     if (t > 0) {
       note_keys(t);
-      sum = propagate(messages_of(t - 1));
+      sum = product_.run(messages_of(t - 1));
     }
     typename A::Scale scale = 0;
     if (t >= 2) {
@@ -296,8 +262,10 @@ class ClusterRecursion {
   SUMPROD_DEVICE void send(int t) const {
     if (!owner_) return;
     Real* own = &shared_.message[(t & 1) * shape_.rows * kWarp + column_].of[slot_];
-#pragma unroll 4
-    for (int b = 0; b < shape_.blocks; ++b) *cluster_shared(own, b) = own_;
+#pragma unroll
+    for (int b = 0; b < kMostClusterBlocks; ++b) {
+      if (b < shape_.blocks) *cluster_shared(own, b) = own_;
+    }
   }
 
   SUMPROD_DEVICE void keep(int t, Real message, typename A::Scale scale) {
@@ -310,71 +278,16 @@ class ClusterRecursion {
     }
   }
 
-  // sum over i of message[i] * weight[i][column], of the column and the sequence that are this lane's.
-  SUMPROD_DEVICE Real propagate(const Entries* message) const {
-    Real sum[kOutputs];
-#pragma unroll
-    for (int n = 0; n < kOutputs; ++n) sum[n] = A::zero();
-    message += lane_;
-#pragma unroll
-    for (int k = 0; k < kHeld; k += 4) {
-      if (k < shape_.rows) {
-#pragma unroll
-        for (int n = k; n < k + 4; ++n) add_row(sum, message[n * kWarp], weight_[n]);
-      }
-    }
-#pragma unroll 2
-    for (int k = kHeld; k < shape_.rows; ++k) {
-      Real weight[kColumns];
-#pragma unroll
-      for (int part = 0; part < kColumns / kPacked; ++part) {
-        const Weights packed = spilled(k, part);
-#pragma unroll
-        for (int n = 0; n < kPacked; ++n) weight[part * kPacked + n] = packed.of[n];
-      }
-      add_row(sum, message[k * kWarp], weight);
-    }
-    return reduce(sum);
-  }
-
-  SUMPROD_DEVICE static void add_row(Real (&sum)[kOutputs], const Entries entries, const Real (&weight)[kColumns]) {
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-      for (int q = 0; q < kSequences; ++q) {
-        sum[c * kSequences + q] = A::accumulate(sum[c * kSequences + q], entries.of[q], weight[c]);
-      }
-    }
-  }
-
-  // Adds the sums of all lanes; lane l gets the l-th, and where there are fewer, so do the lanes after.
-  SUMPROD_DEVICE Real reduce(Real (&sum)[kOutputs]) const {
-    halve<kOutputs / 2>(sum);
-    Real result = sum[0];
-#pragma unroll
-    for (int d = kOutputs; d < kWarp; d *= 2) result = A::merge(result, __shfl_xor_sync(kFullWarp, result, d));
-    return result;
-  }
-
-  // Each of two lanes keeps half of the sums: a loop here would not be unrolled, and the sums not kept in registers.
-  template <int Half>
-  SUMPROD_DEVICE void halve(Real (&sum)[kOutputs]) const {
-    const bool upper = (lane_ & Half) != 0;
-#pragma unroll
-    for (int n = 0; n < Half; ++n) {
-      const Real given = upper ? sum[n] : sum[n + Half], kept = upper ? sum[n + Half] : sum[n];
-      sum[n] = A::merge(kept, __shfl_xor_sync(kFullWarp, given, Half));
-    }
-    if constexpr (Half > 1) halve<Half / 2>(sum);
-  }
-
   // ---- scales
 
   // The keys of the message of step t - 1, over the rows that fall to this warp.
   SUMPROD_DEVICE void note_keys(int t) const {
     unsigned key[kSequences] = {};
     const Entries* message = messages_of(t - 1) + lane_;
-    for (int k = warp_of_thread(); k < shape_.rows; k += shape_.warps) {
+#pragma unroll
+    for (int n = 0; n < kMostRowsPerWarp; ++n) {
+      const int k = warp_of_thread() + n * shape_.warps;
+      if (k >= shape_.rows) continue;
       const Entries entries = message[k * kWarp];
 #pragma unroll
       for (int q = 0; q < kSequences; ++q) {
@@ -445,54 +358,12 @@ class ClusterRecursion {
   const Real* emission_;
   int64_t emission_step_;
   Real* kept_;
-  Real weight_[kHeld][kColumns];
-  Real factor_ = 0, raw_[3];   // of this step; emissions of the next three
-  Real own_ = A::zero();       // the last message
+  Product product_;
+  Real factor_ = 0, raw_[3];  // of this step; emissions of the next three
+  Real own_ = A::zero();      // the last message
   typename A::Scale scale_ = 0;
   double tops_ = 0.0;
   typename A::ScaleSum scales_ = 0;
 };
-
-template <class A, int Sequences, int Held, int Threads>
-__global__ void __launch_bounds__(Threads, 1) cluster_recursion_kernel(HmmRecursion args, HmmClusterShape shape) {
-#if defined(SUMPROD_EMULATED_GPU) || __CUDA_ARCH__ >= 900
-  ClusterRecursion<A, Sequences, Held>(args, shape).run();
-#endif
-}
-
-template <class A, int Sequences, int Held, int Threads>
-void launch_cluster(const HmmRecursion& args, const HmmClusterShape& shape, const Stream& stream) {
-  using R = ClusterRecursion<A, Sequences, Held>;
-  const int64_t groups = (args.problem.batch + Sequences - 1) / Sequences;
-  const int64_t clusters = groups * (int(args.forward) + int(args.backward));
-  const LaunchShape launch_shape{clusters * shape.blocks, shape.warps * kWarp,
-                                 typename R::Shared(nullptr, shape).bytes, shape.blocks};
-  launch(cluster_recursion_kernel<A, Sequences, Held, Threads>, launch_shape, stream, args, shape);
-}
-
-// By number of states, for one sequence or several at a time.
-template <class A, int Sequences>
-void launch_cluster_for(const HmmRecursion& args, const HmmClusterShape& shape, const Stream& stream) {
-  if constexpr (sizeof(typename A::Real) == 8) {
-    launch_cluster<A, Sequences, 8, 256>(args, shape, stream);
-  } else if (shape.rows > 8 && shape.rows <= 16) {
-    launch_cluster<A, Sequences, 16, 256>(args, shape, stream);
-  } else {
-    launch_cluster<A, Sequences, 8, 384>(args, shape, stream);
-  }
-}
-
-template <class A>
-void launch_on_cluster(const HmmRecursion& args, const Stream& stream) {
-  constexpr int kTogether = 16 / sizeof(typename A::Real);
-  const int64_t states = args.problem.states, passes = args.problem.batch * (int(args.forward) + int(args.backward));
-  const int64_t at_once = properties_of(stream.device).multiprocessors / kMostClusterBlocks;
-  const bool alone = passes <= at_once;
-  const int64_t clusters = alone ? passes : (passes + kTogether - 1) / kTogether;
-  const bool half = states <= kMostHalfClusterStates && clusters > at_once;
-  const HmmClusterShape shape = cluster_shape(states, half ? kMostClusterBlocks / 2 : kMostClusterBlocks);
-  if (alone) return launch_cluster_for<A, 1>(args, shape, stream);
-  launch_cluster_for<A, kTogether>(args, shape, stream);
-}
 
 }  // namespace sumprod::gpu

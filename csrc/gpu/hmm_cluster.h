@@ -14,6 +14,8 @@ constexpr int64_t kMostHalfClusterStates = 256;
 // What the registers and shared memory of a whole cluster hold.
 constexpr int64_t kMostClusterStatesFloat = 768, kMostClusterStatesDouble = 512;
 constexpr int64_t kClusterSharedBytes = 227 * 1024;
+constexpr int kMostClusterWarps = 12;  // of a block
+constexpr int kMostRowsPerWarp = 3;    // rows / warps, rounded up, in every shape of more than 128 states
 
 struct HmmClusterShape {
   int blocks;  // of the cluster

@@ -1,4 +1,4 @@
-#include "gpu/hmm_cluster.cuh"
+#include "gpu/hmm_cluster_launch.cuh"
 
 namespace sumprod::gpu {
 

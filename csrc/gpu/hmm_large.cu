@@ -15,6 +15,11 @@ bool runs_on_cluster(const HmmProblem& problem, const Stream& stream) {
   return problem.states <= most && device.compute_capability >= 90 && device.shared_bytes >= kClusterSharedBytes;
 }
 
+int64_t recursion_scratch_bytes(const HmmProblem& problem, const Stream& stream) {
+  const bool large = problem.states > kMostResidentStates;
+  return large && !runs_on_cluster(problem, stream) ? stepwise_scratch_bytes(problem) : 0;
+}
+
 int64_t stepwise_scratch_bytes(const HmmProblem& problem) {
   if (problem.is_double) return StepwiseMemory<ScaledLinear<double>>(problem, nullptr).bytes;
   const int64_t linear = StepwiseMemory<ScaledLinear<float>>(problem, nullptr).bytes;

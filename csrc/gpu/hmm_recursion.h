@@ -25,7 +25,7 @@ struct HmmRecursion {
   int32_t* forward_exponents;
   void* total;    // [batch]: log normaliser or best score, from the forward pass; null when not wanted
   uint8_t* redo;  // [batch]: set to 1, never to 0
-  void* scratch;  // memory of recursion_scratch_bytes(), 16-byte aligned
+  void* scratch;  // memory of recursion_scratch_bytes(), 16-byte aligned; null where that is 0
 };
 
 // Whether the resident recursions serve these sizes and strides, with one transition matrix for all sequences, or also
@@ -40,6 +40,14 @@ inline bool is_resident(const HmmProblem& problem) {
 
 // What the recursions below need as `scratch`, by a rule that depends on sizes and on the device alone.
 int64_t recursion_scratch_bytes(const HmmProblem& problem, const Stream& stream);
+
+// More states than kMostResidentStates are served, too, with one transition matrix for all sequences: has_recursion().
+constexpr int64_t kMostRecursionStates = 4096;
+inline bool has_recursion(const HmmProblem& problem) {
+  const bool large = problem.states > kMostResidentStates && problem.states <= kMostRecursionStates;
+  return is_resident_for_each(problem) || (large && problem.transition_time == 0 && problem.transition_batch == 0 &&
+                                           problem.batch > 0 && problem.steps > 0);
+}
 
 // Sums over paths, in scaled linear space, in the problem's precision.
 void run_linear_recursion(const HmmRecursion& recursion, const Stream& stream);

@@ -1,8 +1,10 @@
+#include "gpu/hmm_large.h"
 #include "gpu/hmm_recursion.cuh"
 
 namespace sumprod::gpu {
 
 void run_max_plus_recursion(const HmmRecursion& recursion, const Stream& stream) {
+  if (recursion.problem.states > kMostResidentStates) return run_large_recursion<MaxPlus<float>>(recursion, stream);
   launch_resident_for<MaxPlus<float>>(recursion, stream);
 }
 

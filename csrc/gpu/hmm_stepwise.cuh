@@ -27,15 +27,15 @@ struct StepwiseMemory {
   int64_t padded;  // states, to whole tiles
   int64_t tiles;   // of sequences, per direction
 
-  Real* weight;     // [direction][row][column], exponentiated; backward ones transposed
-  Real* message;    // [step % 2][tile of slots][state][sequence of the tile]
-  unsigned* key;    // [step % 4][slot]: of the largest entry
-  Real* top;        // [batch][step]: the largest emission
-  Real* first;      // [batch][2]: of the initial potential, and of both together
-  typename A::Scale* scale;        // [step % 2][slot]
-  typename A::ScaleSum* scales;    // [slot]
-  TransitionSummary* partial;      // [kSummaryBlocks]
-  WeightSummary* summary;          // []
+  Real* weight;                  // [direction][row][column], exponentiated; backward ones transposed
+  Real* message;                 // [step % 2][tile of slots][state][sequence of the tile]
+  unsigned* key;                 // [step % 4][slot]: of the largest entry
+  Real* top;                     // [batch][step]: the largest emission
+  Real* first;                   // [batch][2]: of the initial potential, and of both together
+  typename A::Scale* scale;      // [step % 2][slot]
+  typename A::ScaleSum* scales;  // [slot]
+  TransitionSummary* partial;    // [kSummaryBlocks]
+  WeightSummary* summary;        // []
   int64_t bytes;
 
   StepwiseMemory(const HmmProblem& p, void* base) {
@@ -143,8 +143,9 @@ __global__ void __launch_bounds__(kStepThreads) stepwise_tops_kernel(HmmProblem 
     if (lane_of_thread() == 0) memory.top[row] = top;
     if (t > 0) continue;
     const Real initial_top = largest([&](int64_t s) { return initial[s * p.initial_state]; });
-    const Real both = largest(
-        [&](int64_t s) { return (initial[s * p.initial_state] - initial_top) + (emission[s * p.emission_state] - top); });
+    const Real both = largest([&](int64_t s) {
+      return (initial[s * p.initial_state] - initial_top) + (emission[s * p.emission_state] - top);
+    });
     if (lane_of_thread() == 0) {
       memory.first[2 * b] = initial_top;
       memory.first[2 * b + 1] = both;
@@ -172,7 +173,8 @@ class StepTile {
   }
 
   SUMPROD_DEVICE void run() {
-    if (!__syncthreads_or(threadIdx.x < kTileSequences && t_ < clamped_length(p_, first_sequence_ + threadIdx.x))) return;
+    if (!__syncthreads_or(threadIdx.x < kTileSequences && t_ < clamped_length(p_, first_sequence_ + threadIdx.x)))
+      return;
     if (t_ > 0) propagate();
     __syncthreads();
     trust_.watch(*memory_.summary, p_.steps);
@@ -184,8 +186,7 @@ class StepTile {
   SUMPROD_DEVICE void propagate() {
     const int sequences = lane_of_thread() / 8 * kSide, columns = lane_of_thread() % 8 * kSide;
     const Real* message = memory_.messages_of(t_ - 1, tile_) + sequences;
-    const Real* weight =
-        memory_.weight + (backward_ ? memory_.padded * memory_.padded : 0) + first_column_ + columns;
+    const Real* weight = memory_.weight + (backward_ ? memory_.padded * memory_.padded : 0) + first_column_ + columns;
     Real sum[kSide][kSide];
 #pragma unroll
     for (int s = 0; s < kSide; ++s) {
