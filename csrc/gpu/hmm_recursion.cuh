@@ -6,11 +6,12 @@
 // groups are parts of a warp and need no block barrier. Emissions are read kUnroll steps at a time, two such tiles
 // ahead; their largest entries and exponentials are made one tile ahead, off the path from message to message.
 //
-// The backward pass is the same recursion on the reversed sequence with the transposed matrix.
+// The backward pass is the same recursion on the reversed sequence with the transposed matrix. Pieces of sequences
+// (gpu/hmm_pieces.h) differ in where they start and in what they leave; their weights, steps and checks are the same.
 #pragma once
 
 #include "gpu/hmm_arithmetic.cuh"
-#include "gpu/hmm_recursion.h"
+#include "gpu/hmm_part.cuh"
 
 namespace sumprod::gpu {
 
@@ -44,29 +45,30 @@ class ResidentRecursion {
     }
   };
 
-  SUMPROD_DEVICE explicit ResidentRecursion(const HmmRecursion& args)
-      : args_(args), p_(args.problem), shared_(shared_memory()) {
+  SUMPROD_DEVICE explicit ResidentRecursion(const HmmParts& parts)
+      : parts_(parts),
+        args_(parts.recursion),
+        p_(args_.problem),
+        shared_(shared_memory()),
+        part_of_(parts, int64_t(blockIdx.x) * kGroups + int(threadIdx.x) / kGroup) {
     const int lane = int(threadIdx.x) % kGroup;
-    const int64_t unit = int64_t(blockIdx.x) * kGroups + int(threadIdx.x) / kGroup;
-    const int64_t units = p_.batch * (int(args.forward) + int(args.backward));
     state_ = lane / kSplit;
     part_ = lane % kSplit;
-    backward_ = unit < units && (!args.forward || unit >= p_.batch);
-    sequence_ = unit % p_.batch;
-    exists_ = unit < units;
-    length_ = exists_ ? clamped_length() : 0;
+    length_ = part_of_.length;
+    backward_ = part_of_.backward;
     message_ = shared_.message + int(threadIdx.x) / kGroup * (2 * kStates);
-    const int64_t first = backward_ ? length_ - 1 : 0;
-    emission_ = static_cast<const Real*>(p_.emission) + sequence_ * p_.emission_batch + first * p_.emission_time +
+    const int64_t sequence = part_of_.sequence, first = part_of_.first_step();
+    emission_ = static_cast<const Real*>(p_.emission) + sequence * p_.emission_batch + first * p_.emission_time +
                 state_ * p_.emission_state;
     emission_step_ = backward_ ? -p_.emission_time : p_.emission_time;
-    kept_ = static_cast<Real*>(backward_ ? args.backward_messages : args.forward_messages);
-    kept_at_ = (sequence_ * p_.steps + first) * p_.states + state_;
+    kept_ = static_cast<Real*>(backward_ ? args_.backward_messages : args_.forward_messages);
+    kept_at_ = (sequence * p_.steps + first) * p_.states + state_;
     kept_step_ = int(backward_ ? -p_.states : p_.states);
-    keeps_ = kept_ != nullptr && part_ == 0 && state_ < p_.states;
-    keeps_predicted_ = backward_ || args.forward_predicted;
-    exponents_ = args.forward_exponents + (args.forward_exponents == nullptr ? 0 : sequence_ * p_.steps);
-    keeps_exponents_ = args.forward_exponents != nullptr && !backward_ && part_ == 0 && state_ == 0;
+    keeps_ = kept_ != nullptr && part_ == 0 && state_ < p_.states && !parts.transfer;
+    keeps_predicted_ = backward_ || args_.forward_predicted;
+    exponents_ = args_.forward_exponents;
+    if (exponents_ != nullptr) exponents_ += sequence * p_.steps + part_of_.begin;
+    keeps_exponents_ = exponents_ != nullptr && !backward_ && part_ == 0 && state_ == 0 && !parts.transfer;
   }
 
   SUMPROD_DEVICE void run() {
@@ -78,18 +80,13 @@ class ResidentRecursion {
       load_tile(0, raw);
       load_tile(kUnroll, incoming);
       start(raw);
+      start_message();
       for (int first = 0; first < steps_; first += kUnroll) run_tile(first, raw, incoming);
     }
     finish(summary);
   }
 
  private:
-  SUMPROD_DEVICE int clamped_length() const {
-    if (p_.lengths == nullptr) return int(p_.steps);
-    const int64_t n = p_.lengths[sequence_];
-    return int(n < 0 ? 0 : (n > p_.steps ? p_.steps : n));
-  }
-
   // Row of the matrix whose weight is in weight_[k]: parts take turns of four, so that what the lanes of a warp read
   // of a message lies side by side.
   SUMPROD_DEVICE int row_of(int k) const { return 4 * (kSplit * (k / 4) + part_) + k % 4; }
@@ -100,7 +97,7 @@ class ResidentRecursion {
   SUMPROD_DEVICE WeightSummary load_weights() {
     const int64_t from = backward_ ? p_.transition_to : p_.transition_from;
     const int64_t to = backward_ ? p_.transition_from : p_.transition_to;
-    const Real* potential = static_cast<const Real*>(p_.transition) + sequence_ * p_.transition_batch;
+    const Real* potential = static_cast<const Real*>(p_.transition) + part_of_.sequence * p_.transition_batch;
     const bool any = p_.steps > 1;
     double highest = -infinity<double>(), lowest = infinity<double>();
     bool zero = false, invalid = false;
@@ -142,10 +139,13 @@ class ResidentRecursion {
     }
   }
 
+  // Steps that the matrix takes part in.
+  SUMPROD_DEVICE int weighed_steps() const { return length_ - int(!part_of_.goes_on()); }
+
   // What the weights mean for a sequence that uses them: one step alone does not, so that its result is the same
   // whatever else is in the batch.
   SUMPROD_DEVICE void watch(const WeightSummary& summary) {
-    if (length_ <= 1) return;
+    if (weighed_steps() <= 0) return;
     bool hopeless = summary.invalid;
     if constexpr (!A::kMaxPlus) hopeless = hopeless || summary.lowest < LinearTrust<Real>::kSparse;
     if (hopeless) {
@@ -183,9 +183,11 @@ class ResidentRecursion {
   // Prepares the first tile, with the initial potential in its first step. Large offsets, which cancel in every
   // posterior, are taken out of both before they are added.
   SUMPROD_DEVICE void start(Real (&raw)[kUnroll]) {
-    const Real* initial = static_cast<const Real*>(p_.initial) + sequence_ * p_.initial_batch;
+    const Real* initial = static_cast<const Real*>(p_.initial) + part_of_.sequence * p_.initial_batch;
     Real x = state_ < p_.states ? Real(0) : -infinity<Real>();
-    if (!backward_ && exists_ && state_ < p_.states) x = initial[state_ * p_.initial_state];
+    if (!backward_ && part_of_.exists && part_of_.place == 0 && state_ < p_.states) {
+      x = initial[state_ * p_.initial_state];
+    }
     const Real initial_top = group_top(x), emission_top = group_top(raw[0]);
     raw[0] = (x - initial_top) + (raw[0] - emission_top);
     tops_ = double(initial_top) + double(emission_top);
@@ -195,6 +197,23 @@ class ResidentRecursion {
     next_possible_ = 0;
 #pragma unroll
     for (int k = 0; k < kUnroll; ++k) factor_[k] = next_factor_[k];
+  }
+
+  // The message before the first step, or, for parts that do not go on from one, what the first step predicts.
+  SUMPROD_DEVICE void start_message() {
+    own_ = A::one();
+    if (parts_.transfer && part_of_.place > 0) {
+      own_ = state_ == part_of_.state ? A::one() : A::zero();
+    } else if (!parts_.whole() && (backward_ || part_of_.place > 0)) {
+      const HmmStarts& starts = parts_.pieces.starts;
+      const double* start = (backward_ ? starts.backward : starts.forward) + part_of_.row(parts_) * p_.states;
+      const bool real = state_ < p_.states && length_ > 0;
+      const double x = real ? start[state_] : double(A::zero());
+      own_ = Real(x);
+      if (real) check(Real(x > 0.0), own_, !backward_ || (possible_ & 1u) != 0);
+    }
+    if (part_ == 0) message_[kStates + state_] = own_;
+    meet();
   }
 
   // The factor of step `t`, the k-th of its tile.
@@ -261,7 +280,7 @@ class ResidentRecursion {
 
   SUMPROD_DEVICE void step(int t, int k) {
     const unsigned key = group_key(t);  // of the message before
-    const Real sum = t == 0 ? A::one() : propagate(message_ + ((t - 1) & 1) * kStates);
+    const Real sum = t == 0 && !part_of_.goes_on() ? own_ : propagate(message_ + ((t - 1) & 1) * kStates);
     const typename A::Scale scale = t < 2 ? typename A::Scale(0) : A::correction(earlier_key(t), scale_);
     const Real predicted = A::rescaled(sum, scale);
     const Real message = A::with_emission(predicted, factor_[k]);
@@ -340,7 +359,7 @@ class ResidentRecursion {
     if (keeps_) kept_[kept_at_] = message;
     kept_at_ += kept_step_;
     if constexpr (!A::kMaxPlus) {
-      if (keeps_exponents_) exponents_[t] = scale;
+      if (keeps_exponents_ && (t > 0 || !part_of_.goes_on())) exponents_[t] = scale;
     }
   }
 
@@ -352,18 +371,54 @@ class ResidentRecursion {
       if (length_ > 0) note_depth(A::key(total));
       if (!kInWarp && length_ > 1) note_depth(earlier_key(length_));
     }
+    if (!parts_.whole() && !parts_.transfer) note_next_exponent();
     const bool flagged = any_of_group(redo_);
-    if (!exists_ || part_ != 0 || state_ != 0) return;
+    if (!part_of_.exists || part_ != 0) return;
+    if (parts_.transfer && length_ > 0) store_transfer(summary);
+    if (state_ != 0) return;
+    if (flagged) args_.redo[part_of_.sequence] = 1;
+    if (parts_.whole() && !backward_ && !flagged) store_total(total, summary);
+  }
+
+  SUMPROD_DEVICE void store_total(Real total, const WeightSummary& summary) {
     double value = 0.0;  // a sequence without steps has one path, of weight 1
-    if (length_ > 0 && !flagged) {
-      value = (A::kMaxPlus ? double(total) : log(double(total))) + tops_ + A::log_of(double(scales_)) +
-              summary.shift * double(length_ - 1);
+    if (length_ > 0) {
+      const double log_total = A::kMaxPlus ? double(total) : log(double(total));
+      value = log_total + common_log(summary) + A::log_of(double(scales_));
     }
-    if (flagged || (!backward_ && !(value - value == 0.0))) {
-      args_.redo[sequence_] = 1;
-    } else if (!backward_ && args_.total != nullptr) {
-      static_cast<Real*>(args_.total)[sequence_] = Real(value);
+    if (!(value - value == 0.0)) {
+      args_.redo[part_of_.sequence] = 1;
+    } else if (args_.total != nullptr) {
+      static_cast<Real*>(args_.total)[part_of_.sequence] = Real(value);
     }
+  }
+
+  // What has been taken out of emissions and weights.
+  SUMPROD_DEVICE double common_log(const WeightSummary& summary) const {
+    return tops_ + summary.shift * double(weighed_steps());
+  }
+
+  // One row of the matrix of a piece.
+  SUMPROD_DEVICE void store_transfer(const WeightSummary& summary) {
+    const HmmTransfers& transfers = parts_.pieces.transfers;
+    const int64_t place = part_of_.row(parts_), row = place * p_.states + part_of_.state;
+    if (state_ < p_.states) transfers.matrix[row * p_.states + state_] = double(own_);
+    if (state_ != 0) return;
+    transfers.order[row] = double(A::kMaxPlus ? scales_ : -scales_);
+    if (part_of_.state > 0) return;
+    transfers.log[place] = common_log(summary);
+    if (part_of_.place == 1) parts_.pieces.watched[part_of_.sequence] = watched_;
+  }
+
+  // The next piece starts from a message that equals the last one here but for a power of two. Its first row is
+  // relative to that message, and the exponent of a row to the row before.
+  SUMPROD_DEVICE void note_next_exponent() {
+    if (backward_ || part_of_.last || exponents_ == nullptr) return;
+    const double* order = parts_.pieces.starts.order + part_of_.row(parts_);
+    const double own = (part_of_.place > 0 ? order[0] : 0.0) - double(scales_), exponent = own - order[1];
+    const bool sane = exponent >= -900.0 && exponent <= 900.0;
+    if (!sane) redo_ = true;
+    if (keeps_exponents_) exponents_[length_] = sane ? int32_t(exponent) : 0;
   }
 
   SUMPROD_DEVICE Real group_total(Real x) {
@@ -388,13 +443,14 @@ class ResidentRecursion {
     }
   }
 
+  const HmmParts& parts_;
   const HmmRecursion& args_;
   const HmmProblem& p_;
   const Shared shared_;
+  const HmmPart part_of_;
   int state_, part_;
-  bool backward_, exists_, watched_ = false, redo_ = false;
-  int64_t sequence_;
-  int length_, steps_ = 0;  // of this sequence, and of all that meet
+  bool backward_, watched_ = false, redo_ = false;
+  int length_, steps_ = 0;  // of this part, and of all that meet
   Real* message_;
   const Real* emission_;
   int64_t emission_step_;
@@ -414,31 +470,5 @@ class ResidentRecursion {
   double tops_ = 0.0;
   typename A::ScaleSum scales_ = 0;
 };
-
-template <class A, int States, int Split, int Unroll>
-__global__ void __launch_bounds__(ResidentRecursion<A, States, Split, Unroll>::kThreads)
-    resident_recursion_kernel(HmmRecursion args) {
-  ResidentRecursion<A, States, Split, Unroll>(args).run();
-}
-
-template <class A, int States, int Split, int Unroll>
-void launch_resident(const HmmRecursion& args, const Stream& stream) {
-  using R = ResidentRecursion<A, States, Split, Unroll>;
-  const int64_t units = args.problem.batch * (int(args.forward) + int(args.backward));
-  const LaunchShape shape{(units + R::kGroups - 1) / R::kGroups, R::kThreads, typename R::Shared(nullptr).bytes};
-  launch(resident_recursion_kernel<A, States, Split, Unroll>, shape, stream, args);
-}
-
-// The group size by number of states.
-template <class A>
-void launch_resident_for(const HmmRecursion& args, const Stream& stream) {
-  constexpr int kUnroll = sizeof(typename A::Real) == 4 ? 8 : 4;
-  const int64_t states = args.problem.states;
-  if (states <= 8) return launch_resident<A, 8, 1, kUnroll>(args, stream);
-  if (states <= 16) return launch_resident<A, 16, 1, kUnroll>(args, stream);
-  if (states <= 32) return launch_resident<A, 32, 1, kUnroll>(args, stream);
-  if (states <= 64) return launch_resident<A, 64, 2, kUnroll>(args, stream);
-  launch_resident<A, 128, 4, kUnroll>(args, stream);
-}
 
 }  // namespace sumprod::gpu

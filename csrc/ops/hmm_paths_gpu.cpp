@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "gpu/hmm_recursion.h"
 #include "gpu/hmm_walk.h"
+#include "ops/hmm_recursion_gpu.h"
 
 namespace sumprod {
 
@@ -38,7 +38,7 @@ struct PathOutputs {
 };
 
 void run_part(const HmmProblem& problem, int64_t first, int64_t count, const PathOutputs& out, void* messages,
-              void* columns, uint8_t* redo, const gpu::Stream& stream) {
+              void* columns, uint8_t* redo, const GpuCall& call) {
   const int64_t size = number_bytes(problem), rows = first * problem.steps;
   const bool best = out.uniforms == nullptr;
   gpu::HmmRecursion recursion = {};
@@ -59,8 +59,8 @@ void run_part(const HmmProblem& problem, int64_t first, int64_t count, const Pat
   walk.dead = out.dead + first;
   walk.redo = redo + first;
 
-  (best ? gpu::run_max_plus_recursion : gpu::run_linear_recursion)(recursion, stream);
-  (best ? gpu::walk_best_path : gpu::walk_samples)(walk, stream);
+  run_recursion(best ? gpu::run_max_plus_recursion : gpu::run_linear_recursion, recursion, call);
+  (best ? gpu::walk_best_path : gpu::walk_samples)(walk, call.stream());
 }
 
 Tensor run(const GpuCall& call, const HmmProblem& problem, const PathOutputs& out) {
@@ -71,7 +71,7 @@ Tensor run(const GpuCall& call, const HmmProblem& problem, const PathOutputs& ou
   torch::stable::fill_(redo, 0.0);
   for (int64_t first = 0; first < problem.batch; first += part) {
     run_part(problem, first, std::min(part, problem.batch - first), out, messages.mutable_data_ptr(),
-             columns.mutable_data_ptr(), redo.mutable_data_ptr<uint8_t>(), call.stream());
+             columns.mutable_data_ptr(), redo.mutable_data_ptr<uint8_t>(), call);
   }
   return redo;
 }

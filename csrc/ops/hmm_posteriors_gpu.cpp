@@ -1,7 +1,7 @@
 #include "ops/hmm_posteriors_gpu.h"
 
-#include "gpu/hmm_recursion.h"
 #include "gpu/hmm_rows.h"
+#include "ops/hmm_recursion_gpu.h"
 
 namespace sumprod {
 
@@ -21,7 +21,7 @@ class Passes {
 
   void run(void* total) {
     recursion_.total = total;
-    gpu::run_linear_recursion(recursion_, call_.stream());
+    run_recursion(gpu::run_linear_recursion, recursion_, call_);
   }
 
   // Keeps forward messages in `memory`, or in memory of our own.
