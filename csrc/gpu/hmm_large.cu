@@ -1,6 +1,7 @@
 #include "gpu/hmm_large.h"
 
 #include "gpu/hmm_cluster.h"
+#include "gpu/hmm_pieces.h"
 #include "gpu/hmm_stepwise.cuh"
 
 namespace sumprod::gpu {
@@ -16,8 +17,8 @@ bool runs_on_cluster(const HmmProblem& problem, const Stream& stream) {
 }
 
 int64_t recursion_scratch_bytes(const HmmProblem& problem, const Stream& stream) {
-  const bool large = problem.states > kMostResidentStates;
-  return large && !runs_on_cluster(problem, stream) ? stepwise_scratch_bytes(problem) : 0;
+  if (problem.states <= kMostResidentStates) return divided_scratch_bytes(problem, stream);
+  return runs_on_cluster(problem, stream) ? 0 : stepwise_scratch_bytes(problem);
 }
 
 int64_t stepwise_scratch_bytes(const HmmProblem& problem) {

@@ -15,11 +15,11 @@ namespace {
 
 // Crossovers: estimated; to be measured on a GPU.
 constexpr int64_t kMostDividedStates = 64;
-constexpr int64_t kLeastDividedSteps = 2048;         // below, launches and phase 2 take as long as the recursion
+constexpr int64_t kLeastDividedSteps = 2048;        // below, launches and phase 2 take as long as the recursion
 constexpr int64_t kThreadsPerMultiprocessor = 512;  // that the recursion's registers leave room for
-constexpr int64_t kLeastGain = 4;                    // pieces of a sequence at work per state
-constexpr int64_t kLeastPieceSteps = 32;             // what the start of a block costs
-constexpr double kCarryCost = 2.0;                   // one place of a carry, per level, in steps of the recursion
+constexpr int64_t kLeastGain = 4;                   // pieces of a sequence at work per state
+constexpr int64_t kLeastPieceSteps = 32;            // what the start of a block costs
+constexpr double kCarryCost = 2.0;                  // one place of a carry, per level, in steps of the recursion
 constexpr int64_t kMostPiecesOneLevel = 24;
 
 int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -77,7 +77,7 @@ HmmPieceMemory::HmmPieceMemory(const HmmProblem& problem, const HmmDivision& div
   bytes = arena.used();
 }
 
-int64_t recursion_scratch_bytes(const HmmProblem& problem, const Stream& stream) {
+int64_t divided_scratch_bytes(const HmmProblem& problem, const Stream& stream) {
   const HmmDivision division = divide_in_time(problem, stream);
   return division.pieces == 1 ? 0 : HmmPieceMemory(problem, division, nullptr).bytes;
 }

@@ -54,6 +54,8 @@ struct HmmDivision {
   int64_t range, ranges;  // pieces per range; ranges per sequence
 };
 HmmDivision divide_in_time(const HmmProblem& problem, const Stream& stream);
+// The scratch memory that the division needs; 0 where there is none.
+int64_t divided_scratch_bytes(const HmmProblem& problem, const Stream& stream);
 
 // The scratch memory of a division, or, with a null base, only its size.
 struct HmmPieceMemory {

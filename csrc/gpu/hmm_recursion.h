@@ -38,7 +38,8 @@ inline bool is_resident(const HmmProblem& problem) {
   return is_resident_for_each(problem) && problem.transition_batch == 0;
 }
 
-// What the recursions below need as `scratch`, by a rule that depends on sizes and on the device alone.
+// What the recursions below need as `scratch`: to run few long sequences in parallel over time (gpu/hmm_pieces.h), or
+// many states step by step. By a rule that depends on sizes and on the device alone.
 int64_t recursion_scratch_bytes(const HmmProblem& problem, const Stream& stream);
 
 // More states than kMostResidentStates are served, too, with one transition matrix for all sequences: has_recursion().

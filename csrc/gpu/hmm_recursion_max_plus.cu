@@ -1,11 +1,11 @@
 #include "gpu/hmm_large.h"
-#include "gpu/hmm_recursion.cuh"
+#include "gpu/hmm_recursion_launch.cuh"
 
 namespace sumprod::gpu {
 
 void run_max_plus_recursion(const HmmRecursion& recursion, const Stream& stream) {
   if (recursion.problem.states > kMostResidentStates) return run_large_recursion<MaxPlus<float>>(recursion, stream);
-  launch_resident_for<MaxPlus<float>>(recursion, stream);
+  run_recursion<MaxPlus<float>>(recursion, stream);
 }
 
 }  // namespace sumprod::gpu

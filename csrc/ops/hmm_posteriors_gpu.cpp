@@ -64,7 +64,7 @@ class Passes {
 
 std::optional<Tensor> fast_log_normalizer(const GpuCall& call, const HmmProblem& problem,
                                           const HmmLogNormalizerOutputs& out) {
-  if (!gpu::is_resident_for_each(problem)) return std::nullopt;
+  if (!gpu::has_recursion(problem)) return std::nullopt;
   Passes passes(call, problem);
   passes.run(out.log_normalizer);
   return passes.left();
@@ -72,7 +72,7 @@ std::optional<Tensor> fast_log_normalizer(const GpuCall& call, const HmmProblem&
 
 // A row of results takes the place of the messages that it is made of.
 std::optional<Tensor> fast_filter(const GpuCall& call, const HmmProblem& problem, const HmmFilterOutputs& out) {
-  if (!gpu::is_resident_for_each(problem)) return std::nullopt;
+  if (!gpu::has_recursion(problem)) return std::nullopt;
   Passes passes(call, problem);
   passes.keep_forward(out.filtered);
   passes.run(nullptr);
@@ -81,7 +81,7 @@ std::optional<Tensor> fast_filter(const GpuCall& call, const HmmProblem& problem
 }
 
 std::optional<Tensor> fast_marginals(const GpuCall& call, const HmmProblem& problem, const HmmMarginalsOutputs& out) {
-  if (!gpu::is_resident_for_each(problem)) return std::nullopt;
+  if (!gpu::has_recursion(problem)) return std::nullopt;
   Passes passes(call, problem);
   passes.keep_forward();
   passes.keep_backward(out.marginals);
@@ -107,7 +107,7 @@ std::optional<Tensor> fast_pairwise(const GpuCall& call, const HmmProblem& probl
 
 std::optional<Tensor> fast_gradient(const GpuCall& call, const HmmProblem& problem,
                                     const HmmLogNormalizerGradients& out, double* shared) {
-  if (!gpu::is_resident_for_each(problem)) return std::nullopt;
+  if (!gpu::has_recursion(problem)) return std::nullopt;
   Passes passes(call, problem);
   const bool pairs = problem.steps > 1;
   // Counting needs the backward messages after the posteriors have been written.
