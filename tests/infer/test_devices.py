@@ -34,8 +34,8 @@ DATA = [0.3, 1.9, -0.4, 2.2, 0.1, 1.5]
 @pytest.fixture
 def gpu() -> torch.device:
     if devices.device().type == "cpu":
-        devices.allow_pretend()
-        return torch.device(pretend.NAME, 0)
+        # A device that torch learns of in the middle of a run would be in the way of other tests.
+        pytest.skip("needs another device: give --device pretend, or cuda")
     return devices.device()
 
 
