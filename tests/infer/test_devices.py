@@ -1,7 +1,7 @@
 """Whole programs on a GPU: nothing mixes devices, and the numbers are those of the CPU.
 
-On a pretended GPU unless `--device cuda` is given. Data and parameters are put on the device; what the
-library makes has to follow them.
+With `--device cuda`, or on a pretended GPU with `--device pretend`. Data and parameters are put on the
+device; what the library makes has to follow them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sumprod.infer import (
     config_enumerate,
     infer_discrete,
 )
-from tests import devices, pretend
+from tests import devices
 
 DATA = [0.3, 1.9, -0.4, 2.2, 0.1, 1.5]
 
