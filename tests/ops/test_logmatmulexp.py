@@ -86,6 +86,42 @@ def test_larger_matrices(size: int, dtype: torch.dtype) -> None:
     assert torch.allclose(actual, expected, rtol=rtol, atol=rtol * 10)
 
 
+# Around the sides and the depths of tiles, one side at a time beyond them, and sums added up in parts.
+TILES = [
+    (1, 8, 7, 9),
+    (1, 31, 9, 33),
+    (3, 32, 33, 64),
+    (1, 129, 5, 17),
+    (1, 17, 257, 65),
+    (1, 9, 600, 18),
+    (2, 129, 260, 127),
+    (1, 300, 17, 257),
+]
+
+
+@pytest.mark.parametrize("sizes", TILES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("hard", [False, True])
+def test_tiles_and_their_gradients(sizes: tuple[int, int, int, int], dtype: torch.dtype, hard: bool) -> None:
+    batch, rows, inner, columns = sizes
+    x, y = draw((batch, rows, inner), 1, dtype, 2.0, 0.1), draw((batch, inner, columns), 2, dtype, 2.0, 0.1)
+    if hard:  # the last row and the last column never meet their maxima
+        x[:, -1, 1:], y[:, 1:, -1] = -INF, 0.0
+        x[:, -1, 1], y[:, 1, -1], y[:, 0, :] = -900.0, -900.0, -INF
+    parts = [part.requires_grad_() for part in (x, y)]
+    terms = x.detach().double()[..., :, :, None] + y.detach().double()[..., None, :, :]
+    actual = ops.logmatmulexp(*parts)
+    expected = torch.logsumexp(terms, -2)
+    rtol = 2e-6 if dtype == torch.float32 else 1e-13
+    assert torch.allclose(actual.double(), expected, rtol=rtol, atol=10 * rtol)
+    weights = torch.linspace(-1, 1, actual.numel(), dtype=torch.float64).reshape(actual.shape)
+    grads = torch.autograd.grad((actual * weights.to(dtype)).sum(), parts)
+    shares = (terms - expected.nan_to_num(neginf=0.0)[..., None, :]).exp() * weights[..., None, :]
+    wanted = [shares.sum(-1), shares.sum(-3)]
+    for ours, theirs in zip(grads, wanted, strict=True):
+        assert torch.allclose(ours.double(), theirs, rtol=1e-4 if rtol > 1e-9 else 1e-10, atol=10 * rtol)
+
+
 @pytest.mark.parametrize("gap", [60.0, 100.0, 800.0, 1e4, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [2, 16, 40])

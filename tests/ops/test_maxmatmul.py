@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sumprod import ops
 from tests.ops.checks import check_compiled
 from tests.ops.hmm_cases import lay_out
-from tests.ops.test_logmatmulexp import BATCHES, SIZES, draw
+from tests.ops.test_logmatmulexp import BATCHES, SIZES, TILES, draw
 from tests.oracles import reduce
 
 INF = math.inf
@@ -57,6 +57,18 @@ def test_values_are_the_rounded_sums(scale: float, dtype: torch.dtype) -> None:
     expected, where = (x[..., :, :, None] + y[..., None, :, :]).max(-2)
     assert torch.equal(values, expected)
     assert torch.equal(indices, where)
+
+
+@pytest.mark.parametrize("sizes", TILES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiles_with_ties(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    batch, rows, inner, columns = sizes
+    x = draw((batch, rows, inner), 1, dtype, 2.0, 0.1).round()
+    y = draw((batch, inner, columns), 2, dtype, 2.0, 0.1).round()
+    values, indices = ops.maxmatmul(x, y)
+    expected, where = reduce.maxmatmul(x.double().numpy(), y.double().numpy())
+    assert torch.equal(values.double(), torch.from_numpy(expected))
+    assert torch.equal(indices, torch.from_numpy(where))
 
 
 def test_by_hand_with_named_fields() -> None:
