@@ -4,6 +4,7 @@
 #   scripts/test_emulated.sh [pytest arguments]
 #
 #   SANITIZE=address,undefined    also looks for accesses outside of arrays, in shared memory too
+#   SANITIZE=thread               also looks for races: accesses of two CUDA threads that no barrier orders
 #   SUMPROD_EMULATED_ORDER=backward (or a seed)   runs the threads of a block in another order between
 #                                 barriers; a result that changes shows that a barrier is missing
 #   SUMPROD_EMULATED_CAPABILITY=80                a GPU without clusters
@@ -12,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 sanitize=${SANITIZE:-}
-build=$PWD/build/emulated${sanitize:+-sanitized}
+build=$PWD/build/emulated${sanitize:+-${sanitize//,/-}}
 venv=$build/venv
 
 [[ -d $venv ]] || "$python" scripts/layered_venv.py "$venv"
@@ -30,10 +31,25 @@ rm -rf "$site"
 mkdir "$site"
 ln -s "$PWD"/python/sumprod/* "$build"/_ops.so "$build"/_planner.*.so "$site"/
 
+runtime() { "${CXX:-c++}" -print-file-name="lib$1.so"; }
 preload=
-if [[ -n $sanitize ]]; then
-    runtime() { "${CXX:-c++}" -print-file-name="lib$1.so"; }
-    preload="$(runtime asan) $(runtime ubsan) $(runtime stdc++)"
-fi
+run=()
+case $sanitize in
+    "") ;;
+    thread)
+        preload="$(runtime tsan) $(runtime stdc++)"
+        run=(setarch -R)  # the thread sanitizer wants memory where it expects it
+        rm -f "$build"/races.*
+        ;;
+    *) preload="$(runtime asan) $(runtime ubsan) $(runtime stdc++)" ;;
+esac
+# pytest hides what a passing test prints, so races are written to files. Only our library is instrumented.
+status=0
 LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-    "$venv/bin/python" -m pytest -q -p no:cacheprovider "${@:-tests/ops}"
+    TSAN_OPTIONS=log_path=$build/races:ignore_noninstrumented_modules=1:history_size=5 \
+    "${run[@]}" "$venv/bin/python" -m pytest -q -p no:cacheprovider "${@:-tests/ops}" || status=$?
+if compgen -G "$build/races.*" >/dev/null; then
+    cat "$build"/races.*
+    status=1
+fi
+exit $status

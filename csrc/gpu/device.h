@@ -97,8 +97,8 @@ SUMPROD_DEVICE T warp_max(T x, int width = kWarp) {
 // compute capability 9.0 and newer.
 #if defined(SUMPROD_EMULATED_GPU)
 SUMPROD_DEVICE int cluster_rank() { return emulation::cluster_rank(); }
-SUMPROD_DEVICE void cluster_arrive() {}
-SUMPROD_DEVICE void cluster_wait() { emulation::cluster_sync(); }
+SUMPROD_DEVICE void cluster_arrive() { emulation::cluster_arrive(); }
+SUMPROD_DEVICE void cluster_wait() { emulation::cluster_wait(); }
 template <class T>
 SUMPROD_DEVICE T* cluster_shared(T* own, int rank) {
   return static_cast<T*>(emulation::cluster_shared(own, rank));

@@ -2,7 +2,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <memory>
@@ -11,44 +10,12 @@
 #include <string>
 #include <vector>
 
-#if !defined(__x86_64__)
-#error "the emulated GPU switches between its threads in x86-64 assembly"
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
-
-// Saves the callee-saved registers and the stack pointer in *save, and goes on where `load` was saved.
-extern "C" void sumprod_switch_stack(void** save, void* load);
-asm(R"(
-.text
-.hidden sumprod_switch_stack
-.globl sumprod_switch_stack
-.type sumprod_switch_stack, @function
-sumprod_switch_stack:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size sumprod_switch_stack, .-sumprod_switch_stack
-)");
+#include "gpu/emulation_contexts.h"
 
 namespace sumprod::gpu::emulation {
 
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024;
 constexpr int kLanes = 32;
 
 [[noreturn]] void fail(const std::string& what) {
@@ -69,40 +36,23 @@ struct Group {
   std::vector<int> members;
   int alive = 0, arrived = 0, votes = 0, decided = 0;
   Meeting kind = Meeting::none;
-  int phase = 0;
+  int phase = 0;  // changes when all have met: a thread may be at the next meeting before all have left this one
+  char barrier[2] = {};
   uint64_t value[2][kLanes] = {};
 };
 
 struct Fiber {
   ThreadState state = {};
-  void* stack_pointer = nullptr;
+  Context context;
   bool done = false;
   Group* waits_for = nullptr;
   int warp = 0, block = 0;
 };
 
-// Stacks are kept for the next grid.
-class Stacks {
- public:
-  char* of(size_t i) {
-    while (stacks_.size() <= i) {
-      void* p = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (p == MAP_FAILED) fail("no memory for a thread's stack");
-      stacks_.push_back(static_cast<char*>(p));
-    }
-    return stacks_[i];
-  }
-
- private:
-  std::vector<char*> stacks_;
-};
-
-enum class Order { forward, backward, shuffled };
-
 class Cluster;
 Cluster* running = nullptr;
 ThreadState outside = {};
-Stacks stacks;
+Contexts contexts;
 
 // The threads of one block, or of the blocks of one cluster.
 class Cluster {
@@ -131,41 +81,15 @@ class Cluster {
     }
   }
 
-  void run(int64_t first_block) {
-    for (Group& group : warps_) group = {};
-    for (Group& group : blocks_) group = {};
-    all_ = {};
-    shared_.clear();
-    for (size_t b = 0; b < blocks_.size(); ++b) {
-      shared_.emplace_back(
-          static_cast<unsigned char*>(aligned_alloc(16, static_cast<size_t>((shared_bytes_ + 15) / 16 * 16 + 16))));
-      memset(shared_.back().get(), 0xff, static_cast<size_t>(shared_bytes_));
+  // The whole grid, a cluster at a time.
+  void run(int64_t grid) {
+    release(&begin_);
+    const auto at_once = static_cast<int64_t>(blocks_.size());
+    for (int64_t first = 0; first < grid; first += at_once) {
+      prepare(first);
+      run_to_the_end();
     }
-    for (size_t i = 0; i < fibers_.size(); ++i) {
-      Fiber& fiber = fibers_[i];
-      fiber.state.block = {static_cast<unsigned>(first_block + fiber.block), 0, 0};
-      fiber.done = false;
-      fiber.waits_for = nullptr;
-      prepare_stack(fiber, stacks.of(i));
-      for (Group* group :
-           {&warps_[static_cast<size_t>(fiber.warp)], &blocks_[static_cast<size_t>(fiber.block)], &all_}) {
-        group->members.push_back(static_cast<int>(i));
-        ++group->alive;
-      }
-    }
-    size_t left = fibers_.size();
-    while (left > 0) {
-      if (shuffles_) std::shuffle(order_.begin(), order_.end(), random_);
-      bool progress = false;
-      for (int i : order_) {
-        Fiber& fiber = fibers_[static_cast<size_t>(i)];
-        if (fiber.done || fiber.waits_for != nullptr) continue;
-        progress = true;
-        resume(fiber, static_cast<size_t>(i));
-        left -= fiber.done;
-      }
-      if (!progress) stuck();
-    }
+    acquire(&end_);
   }
 
   Fiber* now() { return now_; }  // null while the scheduler runs
@@ -201,51 +125,66 @@ class Cluster {
   }
 
  private:
+  void prepare(int64_t first_block) {
+    for (Group& group : warps_) group = {};
+    for (Group& group : blocks_) group = {};
+    all_ = {};
+    const Unseen shared_memory_changes_hands;
+    shared_.clear();
+    for (size_t b = 0; b < blocks_.size(); ++b) {
+      shared_.emplace_back(
+          static_cast<unsigned char*>(aligned_alloc(16, static_cast<size_t>((shared_bytes_ + 15) / 16 * 16 + 16))));
+      memset(shared_.back().get(), 0xff, static_cast<size_t>(shared_bytes_));
+    }
+    for (size_t i = 0; i < fibers_.size(); ++i) {
+      Fiber& fiber = fibers_[i];
+      fiber.state.block = {static_cast<unsigned>(first_block + fiber.block), 0, 0};
+      fiber.done = false;
+      fiber.waits_for = nullptr;
+      // Neighbouring blocks have contexts of their own, so that the thread sanitizer does not take the one that
+      // happens to run first for one that is waited for.
+      const size_t odd = static_cast<size_t>(first_block) / blocks_.size() % 2;
+      fiber.context = contexts.prepared(odd * fibers_.size() + i, &Cluster::enter);
+      for (Group* group :
+           {&warps_[static_cast<size_t>(fiber.warp)], &blocks_[static_cast<size_t>(fiber.block)], &all_}) {
+        group->members.push_back(static_cast<int>(i));
+        ++group->alive;
+      }
+    }
+  }
+
+  void run_to_the_end() {
+    size_t left = fibers_.size();
+    while (left > 0) {
+      if (shuffles_) std::shuffle(order_.begin(), order_.end(), random_);
+      bool progress = false;
+      for (int i : order_) {
+        Fiber& fiber = fibers_[static_cast<size_t>(i)];
+        if (fiber.done || fiber.waits_for != nullptr) continue;
+        progress = true;
+        resume(fiber);
+        left -= fiber.done;
+      }
+      if (!progress) stuck();
+    }
+  }
+
   [[noreturn]] static void enter() {
-    running->arrived_on_stack();
+    arrive(running->scheduler_);
+    acquire(&running->begin_);
     running->kernel_();
+    release(&running->end_);
     running->finish();
     abort();
   }
 
-  void prepare_stack(Fiber& fiber, char* stack) {
-    auto* top = reinterpret_cast<void**>(stack + kStackBytes - 64);
-    *--top = nullptr;  // where the first function would return to; keeps the stack aligned as after a call
-    *--top = reinterpret_cast<void*>(&Cluster::enter);
-    for (int i = 0; i < 6; ++i) *--top = nullptr;
-    fiber.stack_pointer = top;
-  }
-
-  void resume(Fiber& fiber, size_t index) {
+  void resume(Fiber& fiber) {
     now_ = &fiber;
-#if defined(__SANITIZE_ADDRESS__)
-    void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, stacks.of(index), kStackBytes);
-    sumprod_switch_stack(&scheduler_, fiber.stack_pointer);
-    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#else
-    (void)index;
-    sumprod_switch_stack(&scheduler_, fiber.stack_pointer);
-#endif
+    switch_context(scheduler_, fiber.context);
     now_ = nullptr;
   }
 
-  void leave([[maybe_unused]] bool for_good) {
-#if defined(__SANITIZE_ADDRESS__)
-    void* fake = nullptr;
-    __sanitizer_start_switch_fiber(for_good ? nullptr : &fake, scheduler_stack_, scheduler_stack_bytes_);
-    sumprod_switch_stack(&now_->stack_pointer, scheduler_);
-    __sanitizer_finish_switch_fiber(fake, &scheduler_stack_, &scheduler_stack_bytes_);
-#else
-    sumprod_switch_stack(&now_->stack_pointer, scheduler_);
-#endif
-  }
-
-  void arrived_on_stack() {
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack_, &scheduler_stack_bytes_);
-#endif
-  }
+  void leave(bool for_good) { switch_context(now_->context, scheduler_, for_good); }
 
   void finish() {
     for (Group* group : {&warp(), &block(), &all_}) {
@@ -279,11 +218,8 @@ class Cluster {
   bool shuffles_ = false;
   std::mt19937 random_;
   Fiber* now_ = nullptr;
-  void* scheduler_ = nullptr;
-#if defined(__SANITIZE_ADDRESS__)
-  const void* scheduler_stack_ = nullptr;
-  size_t scheduler_stack_bytes_ = 0;
-#endif
+  Context scheduler_ = own_context();
+  const char begin_ = 0, end_ = 0;  // of the grid, for release() and acquire()
 };
 
 }  // namespace
@@ -298,19 +234,31 @@ const uint64_t* meet_warp(Meeting kind, uint64_t value) {
   Group& warp = running->warp();
   const int phase = warp.phase;
   warp.value[phase][current().thread.x % kLanes] = value;
+  const bool orders_memory = kind == Meeting::sync_warp;
+  if (orders_memory) release(&warp.barrier[phase]);
   running->meet(warp, kind, false);
+  if (orders_memory) acquire(&warp.barrier[phase]);
   return warp.value[phase];
 }
 
 int meet_block(Meeting kind, bool vote) {
   Group& block = running->block();
+  const char* barrier = &block.barrier[block.phase];
+  release(barrier);
   running->meet(block, kind, vote);
+  acquire(barrier);
   return block.decided;
 }
 
 unsigned char* shared_memory() { return running->shared(running->rank()); }
 int cluster_rank() { return running->rank(); }
-void cluster_sync() { running->meet(running->all(), Meeting::sync_cluster, false); }
+void cluster_arrive() { release(&running->all().barrier[running->all().phase]); }
+void cluster_wait() {
+  Group& all = running->all();
+  const char* barrier = &all.barrier[all.phase];
+  running->meet(all, Meeting::sync_cluster, false);
+  acquire(barrier);
+}
 void* cluster_shared(void* own, int rank) {
   if (rank < 0 || static_cast<size_t>(rank) >= running->size()) fail("no block of the cluster has this rank");
   return running->shared(rank) + (static_cast<unsigned char*>(own) - shared_memory());
@@ -335,7 +283,7 @@ void run_grid(int64_t blocks, int threads, int64_t shared_bytes, int cluster, co
   if (cluster < 1 || cluster > 8 || blocks % cluster != 0) fail("a cluster has 1 to 8 blocks and divides the grid");
   Cluster group(blocks, threads, shared_bytes, cluster, kernel);
   running = &group;
-  for (int64_t first = 0; first < blocks; first += cluster) group.run(first);
+  group.run(blocks);
   running = nullptr;
 }
 

@@ -6,7 +6,8 @@
 // lanes, a thread that leaves while others wait, two kinds of barrier met at once, and a barrier that some
 // threads never reach end the process with a message. Shared memory starts as NaN and ends where it ends
 // (the address sanitizer sees one byte more). SUMPROD_EMULATED_ORDER chooses in which order threads run
-// between barriers (forward, backward, or a seed): results that depend on it show a missing barrier.
+// between barriers (forward, backward, or a seed): results that depend on it show a missing barrier. The
+// thread sanitizer sees every missing one between the threads of a block, whatever the results.
 #pragma once
 
 #include <math.h>
@@ -49,7 +50,8 @@ int meet_block(Meeting kind, bool vote);
 
 unsigned char* shared_memory();
 int cluster_rank();
-void cluster_sync();
+void cluster_arrive();
+void cluster_wait();
 void* cluster_shared(void* own, int rank);
 DeviceProperties properties();
 
@@ -179,33 +181,10 @@ T __ldg(const T* p) {
   return *p;
 }
 template <class T>
-T atomicAdd(T* p, std::type_identity_t<T> x) {
-  const T old = *p;
-  *p = old + x;
-  return old;
-}
-template <class T>
 T atomicMax(T* p, std::type_identity_t<T> x) {
-  const T old = *p;
-  *p = x > old ? x : old;
-  return old;
-}
-template <class T>
-T atomicMin(T* p, std::type_identity_t<T> x) {
-  const T old = *p;
-  *p = x < old ? x : old;
-  return old;
-}
-template <class T>
-T atomicOr(T* p, std::type_identity_t<T> x) {
-  const T old = *p;
-  *p = old | x;
-  return old;
-}
-template <class T>
-T atomicExch(T* p, std::type_identity_t<T> x) {
-  const T old = *p;
-  *p = x;
+  T old = __atomic_load_n(p, __ATOMIC_RELAXED);
+  while (x > old && !__atomic_compare_exchange_n(p, &old, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
   return old;
 }
 
