@@ -77,6 +77,22 @@ class SharedArena {
   int64_t used_ = 0;
 };
 
+// A byte that any thread of a grid may set at any time, and others read meanwhile: which of them see it set is open.
+SUMPROD_DEVICE void raise_flag(uint8_t* flag) {
+#if defined(SUMPROD_EMULATED_GPU)
+  __atomic_store_n(flag, uint8_t(1), __ATOMIC_RELAXED);
+#else
+  *static_cast<volatile uint8_t*>(flag) = 1;
+#endif
+}
+SUMPROD_DEVICE bool flag_raised(const uint8_t* flag) {
+#if defined(SUMPROD_EMULATED_GPU)
+  return __atomic_load_n(flag, __ATOMIC_RELAXED) != 0;
+#else
+  return *static_cast<const volatile uint8_t*>(flag) != 0;
+#endif
+}
+
 // Reductions over the lanes of a warp (or over aligned groups of `width` lanes); every lane gets the result.
 template <class T>
 SUMPROD_DEVICE T warp_sum(T x, int width = kWarp) {

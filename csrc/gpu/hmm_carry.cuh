@@ -280,11 +280,11 @@ class Carry {
     each_state([&](int, int k) { total = A::merge(total, message_[k]); });
     for (int d = width_ / 2; d > 0; d /= 2) total = A::merge(total, __shfl_xor_sync(kFullWarp, total, d));
     const bool lost = __any_sync(kFullWarp, any && leads_ && watched_ && lost_);
-    if (lost && lane_ == 0) task_.redo[sequence_] = 1;
+    if (lost && lane_ == 0) raise_flag(task_.redo + sequence_);
     if (!task_.decides || backward_ || threadIdx.x != 0) return;
     const double value = any ? A::log_of(total, order_) + log_ : 0.0;  // without steps, one path of weight 1
     if (!(value - value == 0.0)) {
-      task_.redo[sequence_] = 1;
+      raise_flag(task_.redo + sequence_);
     } else if (task_.total != nullptr && task_.problem.is_double) {
       static_cast<double*>(task_.total)[sequence_] = value;
     } else if (task_.total != nullptr) {

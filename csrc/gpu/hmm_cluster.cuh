@@ -314,7 +314,7 @@ class ClusterRecursion {
   SUMPROD_DEVICE void finish(int steps, const WeightSummary& summary) {
     if (A::kMaxPlus && steps > 1) trust_.note_depth(earlier_key(steps));
     if (cluster_rank() == 0 && warp_of_thread() == 0) finish_sequences(steps, summary);
-    if (trust_.redo && length_ > 0) args_.redo[sequence()] = 1;
+    if (trust_.redo && length_ > 0) raise_flag(args_.redo + sequence());
   }
 
   // By the first warp of the cluster.

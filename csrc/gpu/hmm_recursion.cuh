@@ -376,7 +376,7 @@ class ResidentRecursion {
     if (!part_of_.exists || part_ != 0) return;
     if (parts_.transfer && length_ > 0) store_transfer(summary);
     if (state_ != 0) return;
-    if (flagged) args_.redo[part_of_.sequence] = 1;
+    if (flagged) raise_flag(args_.redo + part_of_.sequence);
     if (parts_.whole() && !backward_ && !flagged) store_total(total, summary);
   }
 
@@ -387,7 +387,7 @@ class ResidentRecursion {
       value = log_total + common_log(summary) + A::log_of(double(scales_));
     }
     if (!(value - value == 0.0)) {
-      args_.redo[part_of_.sequence] = 1;
+      raise_flag(args_.redo + part_of_.sequence);
     } else if (args_.total != nullptr) {
       static_cast<Real*>(args_.total)[part_of_.sequence] = Real(value);
     }

@@ -24,7 +24,7 @@ class Row {
     inside_ = exists_ && t_ < length_;
     emission_ = static_cast<const Real*>(p_.emission) + sequence_ * p_.emission_batch + t_ * p_.emission_time;
     initial_ = t_ == 0 ? static_cast<const Real*>(p_.initial) + sequence_ * p_.initial_batch : nullptr;
-    wanted_ = inside_ && rows.redo[sequence_] == 0;
+    wanted_ = inside_ && !flag_raised(rows.redo + sequence_);
     double top = -infinity<double>();
     each_state([&](int64_t s) {
       const double x = potential(s);
@@ -66,7 +66,7 @@ class Row {
   SUMPROD_DEVICE bool distrusted(double total) {
     constexpr double kLeast = sizeof(Real) == 4 ? 0x1p-60 : 0x1p-300;
     if (!wanted_ || t_ + 1 == length_ || total >= kLeast) return false;
-    rows_.redo[sequence_] = 1;
+    raise_flag(rows_.redo + sequence_);
     return true;
   }
 
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(HmmRows rows, int wi
       static_cast<Real*>(rows.forward)[row.at(s)] = a;
       const Real to = Real(double(factor) * double(b) * pair);
       static_cast<Real*>(rows.backward)[row.at(s)] = to;
-      if (!(to - to == Real(0))) rows.redo[row.sequence()] = 1;
+      if (!(to - to == Real(0))) raise_flag(rows.redo + row.sequence());
     });
   });
 }

@@ -239,7 +239,7 @@ class StepTile {
     const Real raw = real ? emission(b, time, column) : -infinity<Real>(), sum = sum_of(s);
     const Real predicted = A::rescaled(sum, scale), message = A::with_emission(predicted, factor(b, time, column, raw));
     trust_.check(sum, message, raw > -infinity<Real>());
-    if (trust_.redo) args_.redo[b] = 1;
+    if (trust_.redo) raise_flag(args_.redo + b);
     Real* kept = static_cast<Real*>(backward_ ? args_.backward_messages : args_.forward_messages);
     const bool keeps_predicted = backward_ || args_.forward_predicted;
     if (kept != nullptr && real) {
@@ -313,7 +313,7 @@ __global__ void __launch_bounds__(kStepThreads) stepwise_total_kernel(HmmRecursi
   }
   if (lane_of_thread() != 0) return;
   if (!(value - value == 0.0) || ((trust.redo || trust.hopeless) && length > 0)) {
-    args.redo[b] = 1;
+    raise_flag(args.redo + b);
   } else if (args.forward && args.total != nullptr) {
     static_cast<Real*>(args.total)[b] = Real(value);
   }
