@@ -31,7 +31,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 REQUIREMENTS := $(PY) scripts/requirements.py
 TAG = $(shell $(PY) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
 BUILD_DIR = build/$(TAG)
-NATIVE_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name "*.cu" -o -name "*.cuh")
+NATIVE_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name "*.cu" -o -name "*.cuh")
 
 # Tools of the environment come first: an editable rebuild looks for cmake and ninja on the path.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

@@ -132,8 +132,10 @@ class Cluster {
     const Unseen shared_memory_changes_hands;
     shared_.clear();
     for (size_t b = 0; b < blocks_.size(); ++b) {
-      shared_.emplace_back(
-          static_cast<unsigned char*>(aligned_alloc(16, static_cast<size_t>((shared_bytes_ + 15) / 16 * 16 + 16))));
+      void* memory = nullptr;
+      if (posix_memalign(&memory, 16, static_cast<size_t>(std::max<int64_t>(shared_bytes_, 1))) != 0)
+        fail("no shared memory");
+      shared_.emplace_back(static_cast<unsigned char*>(memory));
       memset(shared_.back().get(), 0xff, static_cast<size_t>(shared_bytes_));
     }
     for (size_t i = 0; i < fibers_.size(); ++i) {

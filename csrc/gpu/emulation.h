@@ -4,8 +4,8 @@
 // Every thread of a block is a fiber, and runs until it meets a barrier or a warp function; a block (or
 // cluster) is done before the next begins. Stricter than a GPU: a warp function that is not met by all 32
 // lanes, a thread that leaves while others wait, two kinds of barrier met at once, and a barrier that some
-// threads never reach end the process with a message. Shared memory starts as NaN and ends where it ends
-// (the address sanitizer sees one byte more). SUMPROD_EMULATED_ORDER chooses in which order threads run
+// threads never reach end the process with a message. Shared memory starts as NaN, and the address
+// sanitizer sees where it ends. SUMPROD_EMULATED_ORDER chooses in which order threads run
 // between barriers (forward, backward, or a seed): results that depend on it show a missing barrier. The
 // thread sanitizer sees every missing one between the threads of a block, whatever the results.
 #pragma once

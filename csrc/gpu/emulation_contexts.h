@@ -16,7 +16,7 @@
 #error "the emulated GPU switches between its threads in x86-64 assembly"
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #endif
 #if defined(SUMPROD_LOOKS_FOR_RACES)  // __SANITIZE_THREAD__ is not defined here: the emulation itself is not looked at
 #include <sanitizer/tsan_interface.h>
@@ -125,6 +125,9 @@ class Contexts {
   Context prepared(size_t i, void (*function)()) {
     while (kept_.size() <= i) kept_.push_back(create());
     Context context = kept_[i];
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(context.stack, context.stack_bytes);  // from calls that have never returned
+#endif
     auto* top = reinterpret_cast<void**>(static_cast<char*>(const_cast<void*>(context.stack)) + kStackBytes - 64);
     *--top = nullptr;  // where the function would return to; keeps the stack aligned as after a call
     *--top = reinterpret_cast<void*>(function);
