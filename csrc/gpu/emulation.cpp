@@ -31,6 +31,10 @@ const char* name_of(Meeting kind) {
   return kNames[static_cast<int>(kind)];
 }
 
+std::string describe(const Place& place) {
+  return std::string(place.file_name()) + ":" + std::to_string(place.line()) + " (" + place.function_name() + ")";
+}
+
 // Threads that meet: those of a warp, of a block or of a cluster.
 struct Group {
   std::vector<int> members;
@@ -46,6 +50,7 @@ struct Fiber {
   Context context;
   bool done = false;
   Group* waits_for = nullptr;
+  Place met_at;
   int warp = 0, block = 0;
 };
 
@@ -101,7 +106,7 @@ class Cluster {
   size_t size() const { return blocks_.size(); }
 
   // Returns when all members of the group have come.
-  void meet(Group& group, Meeting kind, bool vote) {
+  void meet(Group& group, Meeting kind, bool vote, const Place& place) {
     if (group.kind != Meeting::none && group.kind != kind) {
       fail(std::string("some threads are at ") + name_of(group.kind) + ", others at " + name_of(kind));
     }
@@ -110,11 +115,13 @@ class Cluster {
     }
     group.kind = kind;
     group.votes += vote;
+    now_->met_at = place;
     if (++group.arrived < group.alive) {
       now_->waits_for = &group;
       leave(false);
       return;
     }
+    check_places(group);
     group.decided = group.votes;
     group.arrived = group.votes = 0;
     group.kind = Meeting::none;
@@ -180,6 +187,18 @@ class Cluster {
     abort();
   }
 
+  void check_places(const Group& group) {
+    for (int i : group.members) {
+      const Place& own = fibers_[static_cast<size_t>(i)].met_at;
+      const Place& first = fibers_[static_cast<size_t>(i / kLanes * kLanes)].met_at;
+      if (own.line() == first.line() && own.column() == first.column() && own.file_name() == first.file_name() &&
+          own.function_name() == first.function_name()) {
+        continue;
+      }
+      fail("lanes of a warp meet, some at " + describe(own) + ", some at " + describe(first));
+    }
+  }
+
   void resume(Fiber& fiber) {
     now_ = &fiber;
     switch_context(scheduler_, fiber.context);
@@ -232,22 +251,22 @@ void require_full_warp(unsigned mask) {
   if (mask != 0xffffffffu) fail("a warp function is called for part of a warp");
 }
 
-const uint64_t* meet_warp(Meeting kind, uint64_t value) {
+const uint64_t* meet_warp(Meeting kind, uint64_t value, const Place& place) {
   Group& warp = running->warp();
   const int phase = warp.phase;
   warp.value[phase][current().thread.x % kLanes] = value;
   const bool orders_memory = kind == Meeting::sync_warp;
   if (orders_memory) release(&warp.barrier[phase]);
-  running->meet(warp, kind, false);
+  running->meet(warp, kind, false, place);
   if (orders_memory) acquire(&warp.barrier[phase]);
   return warp.value[phase];
 }
 
-int meet_block(Meeting kind, bool vote) {
+int meet_block(Meeting kind, bool vote, const Place& place) {
   Group& block = running->block();
   const char* barrier = &block.barrier[block.phase];
   release(barrier);
-  running->meet(block, kind, vote);
+  running->meet(block, kind, vote, place);
   acquire(barrier);
   return block.decided;
 }
@@ -255,10 +274,10 @@ int meet_block(Meeting kind, bool vote) {
 unsigned char* shared_memory() { return running->shared(running->rank()); }
 int cluster_rank() { return running->rank(); }
 void cluster_arrive() { release(&running->all().barrier[running->all().phase]); }
-void cluster_wait() {
+void cluster_wait(const Place& place) {
   Group& all = running->all();
   const char* barrier = &all.barrier[all.phase];
-  running->meet(all, Meeting::sync_cluster, false);
+  running->meet(all, Meeting::sync_cluster, false, place);
   acquire(barrier);
 }
 void* cluster_shared(void* own, int rank) {

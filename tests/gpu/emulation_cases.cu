@@ -53,6 +53,13 @@ __global__ void two_meetings(const float*, float*) {
     __shfl_sync(kFullWarp, 0, 0);
   }
 }
+__global__ void two_places(const float*, float*) {
+  if (threadIdx.x % 2 == 0) {
+    __syncwarp();
+  } else {
+    __syncwarp();
+  }
+}
 __global__ void beyond_shared_memory(const float*, float*) { sumprod::gpu::shared_memory()[64 * sizeof(float)] = 1; }
 
 // Every block reads what its neighbour in the cluster has written before `arrive` or after it.
@@ -85,6 +92,7 @@ const Case kCases[] = {
     {"half_a_block", half_a_block},
     {"half_a_warp", half_a_warp},
     {"two_meetings", two_meetings},
+    {"two_places", two_places},
     {"beyond_shared_memory", beyond_shared_memory},
     {"cluster_before_arrival", cluster_neighbour<true>, 64, 2},
     {"cluster_after_arrival", cluster_neighbour<false>, 64, 2},

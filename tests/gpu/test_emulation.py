@@ -123,6 +123,7 @@ def test_shared_memory_ends_where_it_ends(run) -> None:
         ("half_a_block", "not all threads reach __syncthreads|leave"),
         ("half_a_warp", "not all threads reach __syncwarp|leave"),
         ("two_meetings", "some threads are at __syncwarp, others at a shuffle"),
+        ("two_places", r"lanes of a warp meet, some at .*emulation_cases\.cu:\d+ .*, some at .*:\d+ "),
     ],
 )
 def test_meetings_that_are_not_met_by_all_end_the_process(run, case: str, message: str) -> None:
