@@ -27,7 +27,7 @@ constexpr double kLn2 = 0.69314718055994530942;
 // A key keeps the order of floats, so that the largest of a warp is one integer instruction.
 SUMPROD_DEVICE unsigned ordered_key(float x) {
   const unsigned bits = __float_as_uint(x);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+  return bits ^ (unsigned(int(bits) >> 31) | 0x80000000u);
 }
 SUMPROD_DEVICE float from_ordered_key(unsigned key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);

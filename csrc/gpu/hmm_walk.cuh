@@ -3,7 +3,7 @@
 // Two ways to make a choice among the states (gpu/hmm_walk_choice.cuh):
 //   ThreadChoice  up to 16 states: one thread holds them all, and no lane waits for another;
 //   WarpChoice    lanes hold PerLane neighbouring states each.
-// Messages do not depend on the path, so they are read kAhead steps early, into registers. All that a step waits for
+// Messages do not depend on the path, so they are read a tile of steps early, into registers. All that a step waits for
 // is the column of the next state, from shared memory where the matrix fits, and the choice itself.
 //
 // What is walked is a stretch of one sequence, towards its beginning, from a given state or from none. A `Stretches`
@@ -23,45 +23,66 @@ class Walk {
  public:
   using A = typename Choice::A;
   using Real = typename A::Real;
-  static constexpr int kAhead = Choice::kAhead;
+  static constexpr int kTile = Choice::kTile;
 
-  SUMPROD_DEVICE Walk(const Real* columns, int states) : choice_(columns, states), states_(states) {}
+  SUMPROD_DEVICE Walk(const Real* columns, int states)
+      : choice_(columns, states), row_(walk_message_entries<Real>(states)) {}
 
   // The state of the stretch's first step; its count is positive.
   SUMPROD_DEVICE int run(const Stretch<Real>& s) {
+    const int64_t end = s.first + s.count - 1;
     state_ = s.next;
-    int t = s.first + s.count - 1;
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) load(s, t - k, k);
-    for (; t - kAhead + 1 >= s.first; t -= kAhead) {
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) step(s, t - k, k);
-    }
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (t - k >= s.first) step(s, t - k, k);
-    }
+    count_ = s.count;
+    messages_ = s.messages + end * row_ + choice_.first_read(row_);
+    if constexpr (!A::kMaxPlus) uniforms_ = s.uniforms + end;
+    int64_t* path = s.path == nullptr ? nullptr : s.path + end;
+    load_tile<false>(0);
+    int done = 0;
+    for (; done + 2 * kTile <= count_; done += kTile) run_tile<true>(path, done);
+    for (; done < count_; done += kTile) run_tile<false>(path, done);
     return state_;
   }
 
  private:
-  SUMPROD_DEVICE void load(const Stretch<Real>& s, int t, int k) {
-    t = t < s.first ? s.first : t;
-    load_message<A>(s.messages + int64_t(t) * states_, choice_.first_entry(), states_, message_[k]);
-    if constexpr (!A::kMaxPlus) uniform_[k] = s.uniforms[t];
+  // The steps from `done` steps before the end on. Near the beginning of the stretch some of them, and of those of the
+  // tile after them, do not exist (not `kWhole`).
+  template <bool kWhole>
+  SUMPROD_DEVICE void run_tile(int64_t* path, int done) {
+    Real message[kTile][Choice::kEntries], uniform[kTile];
+#pragma unroll
+    for (int k = 0; k < kTile; ++k) {
+      uniform[k] = uniform_[k];
+#pragma unroll
+      for (int i = 0; i < Choice::kEntries; ++i) message[k][i] = message_[k][i];
+    }
+    load_tile<kWhole>(done + kTile);
+    choice_.begin_tile(done);
+#pragma unroll
+    for (int k = 0; k < kTile; ++k) {
+      if (kWhole || done + k < count_) {
+        state_ = choice_.choose(message[k], uniform[k], state_);
+        choice_.note(k, state_);
+      }
+    }
+    choice_.template end_tile<kWhole>(path, done, count_);
   }
 
-  SUMPROD_DEVICE void step(const Stretch<Real>& s, int t, int k) {
-    state_ = choice_.choose(message_[k], uniform_[k], state_);
-    if (s.path != nullptr) choice_.record(s, t, state_);
-    load(s, t - kAhead, k);
+  template <bool kWhole>
+  SUMPROD_DEVICE void load_tile(int done) {
+#pragma unroll
+    for (int k = 0; k < kTile; ++k) {
+      const int64_t n = kWhole || done + k < count_ ? done + k : count_ - 1;
+      load_message(messages_ - n * row_, message_[k]);
+      if constexpr (!A::kMaxPlus) uniform_[k] = uniforms_[-n];
+    }
   }
 
   Choice choice_;
-  const int states_;
-  int state_ = 0;
-  Real message_[kAhead][Choice::kEntries];
-  Real uniform_[kAhead] = {};
+  const int row_;
+  int state_ = 0, count_ = 0;
+  const Real *messages_ = nullptr, *uniforms_ = nullptr;  // of the last step
+  Real message_[kTile][Choice::kEntries];                 // of the tile to come
+  Real uniform_[kTile] = {};
 };
 
 // The matrix in shared memory, or where it is.

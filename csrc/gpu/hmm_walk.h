@@ -12,7 +12,7 @@ namespace sumprod::gpu {
 
 struct HmmWalk {
   HmmProblem problem;    // pointers to device memory; homogeneous transitions that all sequences share
-  const void* messages;  // [batch, steps, states]: forward, after the emission, each row on a scale of its own
+  const void* messages;  // [batch, steps, walk_message_row()]: forward, after the emission, rows on scales of their own
   void* columns;         // scratch, walk_columns_bytes(), 16-byte aligned: the matrix as a walk reads it
   const void* uniforms;  // [draw, sequence, step]; null for the best path
   int64_t draws;         // paths per sequence: 1 for the best path
@@ -22,6 +22,7 @@ struct HmmWalk {
   const uint8_t* redo;   // [batch]: sequences marked here are left alone
 };
 
+int64_t walk_message_row(const HmmProblem& problem);  // for HmmRecursion::message_row
 int64_t walk_columns_bytes(const HmmProblem& problem);
 
 // The best path from max-plus messages in float, and samples from linear messages in the problem's precision.

@@ -29,7 +29,7 @@ constexpr int kPack = N * int(sizeof(Real)) < 16 ? N : 16 / int(sizeof(Real));
 
 // The matrix as walks read it, made once per call. Row z has the weights into state z from all states, linear ones
 // relative to the largest of the row; row `states` has weights of one, for a choice without a next state. Entries past
-// the states are zeros of the semiring. Rows for ThreadChoice begin in different banks.
+// the states are zeros of the semiring, whatever messages have there. Rows for ThreadChoice begin in different banks.
 constexpr int64_t kMostThreadStates = 16;
 
 template <class Real>
@@ -61,7 +61,7 @@ __global__ void walk_columns_kernel(HmmProblem p, typename A::Real* columns) {
     Real weight = A::zero();
     if (any && i < p.states) weight = A::weight(from[i * p.transition_from], top);
     if (z == p.states && i < p.states) weight = A::one();
-    columns[z * row + i] = weight;
+    columns[z * row + i] = weight + Real(0);  // no -0, so that sums compare as keys do
   }
 }
 
@@ -87,23 +87,22 @@ SUMPROD_DEVICE typename A::Real walk_weight(typename A::Real message, typename A
   }
 }
 
-// Entries [first, first + N) of a message; those past `states` are zeros of the semiring.
-template <class A, int N>
-SUMPROD_DEVICE void load_message(const typename A::Real* row, int first, int states, typename A::Real (&m)[N]) {
-  using Real = typename A::Real;
+// Rows of messages begin where a whole pack can be read.
+template <class Real>
+SUMPROD_BOTH int walk_message_entries(int64_t states) {
+  if (states <= kMostThreadStates) return states <= 8 ? 8 : 16;
+  const int per_lane = walk_row<Real>(states) / kWarp, multiple = per_lane < 4 ? 4 : per_lane;
+  return int(states + multiple - 1) / multiple * multiple;
+}
+
+template <class Real, int N>
+SUMPROD_DEVICE void load_message(const Real* entries, Real (&m)[N]) {
   constexpr int P = kPack<Real, N>;
-  if (states % P == 0) {  // rows are then aligned, and packs within or without
 #pragma unroll
-    for (int k = 0; k < N; k += P) {
-      Pack<Real, P> pack;
-      for (int i = 0; i < P; ++i) pack.x[i] = A::zero();
-      if (first + k < states) pack = *reinterpret_cast<const Pack<Real, P>*>(row + first + k);
+  for (int k = 0; k < N; k += P) {
+    const Pack<Real, P> pack = *reinterpret_cast<const Pack<Real, P>*>(entries + k);
 #pragma unroll
-      for (int i = 0; i < P; ++i) m[k + i] = pack.x[i];
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < N; ++k) m[k] = first + k < states ? row[first + k] : A::zero();
+    for (int i = 0; i < P; ++i) m[k + i] = pack.x[i];
   }
 }
 
@@ -152,19 +151,19 @@ SUMPROD_DEVICE void accumulate_weights(Real (&w)[N]) {
   for (int k = 4; k < N; ++k) w[k] += w[k / 4 * 4 - 1];
 }
 
-// How many steps ahead messages are read: as far as registers allow.
+// Steps of a tile: messages are read a tile ahead, as far as registers allow.
 template <class Real, int N>
-constexpr int kStepsAhead = N * int(sizeof(Real)) <= 64 ? 8 : (N * int(sizeof(Real)) <= 128 ? 4 : 1);
+constexpr int kWalkTile = N <= (sizeof(Real) == 4 ? 8 : 2) ? 8 : (N * int(sizeof(Real)) <= 64 ? 4 : 2);
 
 template <class A_, int States>
 class ThreadChoice {
  public:
   using A = A_;
   using Real = typename A::Real;
-  static constexpr int kEntries = States, kAhead = kStepsAhead<Real, States>;
+  static constexpr int kEntries = States, kTile = kWalkTile<Real, States>;
 
   SUMPROD_DEVICE ThreadChoice(const Real* columns, int states) : columns_(columns), states_(states) {}
-  SUMPROD_DEVICE int first_entry() const { return 0; }
+  SUMPROD_DEVICE int first_read(int) const { return 0; }
 
   SUMPROD_DEVICE int choose(const Real (&message)[States], Real uniform, int next) const {
     Real w[States];
@@ -180,12 +179,23 @@ class ThreadChoice {
     return state < states_ ? state : states_ - 1;
   }
 
-  SUMPROD_DEVICE void record(const Stretch<Real>& s, int t, int state) { s.path[t] = state; }
+  // States of one tile of steps, `done` steps from the end of the stretch on.
+  SUMPROD_DEVICE void begin_tile(int) {}
+  SUMPROD_DEVICE void note(int k, int state) { noted_[k] = state; }
+  template <bool kWhole>
+  SUMPROD_DEVICE void end_tile(int64_t* last, int done, int count) const {
+    if (last == nullptr) return;
+#pragma unroll
+    for (int k = 0; k < kTile; ++k) {
+      if (kWhole || done + k < count) last[-int64_t(done) - k] = noted_[k];
+    }
+  }
 
  private:
   static constexpr int kRow = States + 16 / int(sizeof(Real));
   const Real* columns_;
   const int states_;
+  int noted_[kTile];
 };
 
 template <class A_, int PerLane>
@@ -193,14 +203,17 @@ class WarpChoice {
  public:
   using A = A_;
   using Real = typename A::Real;
-  static constexpr int kEntries = PerLane, kAhead = kStepsAhead<Real, PerLane>;
+  static constexpr int kEntries = PerLane, kTile = kWalkTile<Real, PerLane>;
 
-  SUMPROD_DEVICE WarpChoice(const Real* columns, int) : columns_(columns), lane_(lane_of_thread()) {}
+  SUMPROD_DEVICE WarpChoice(const Real* columns, int)
+      : columns_(columns + lane_of_thread() * PerLane), lane_(lane_of_thread()) {}
   SUMPROD_DEVICE int first_entry() const { return lane_ * PerLane; }
+  // Lanes without states read what others read.
+  SUMPROD_DEVICE int first_read(int row) const { return first_entry() < row ? first_entry() : row - PerLane; }
 
   SUMPROD_DEVICE int choose(const Real (&message)[PerLane], Real uniform, int next) const {
     Real w[PerLane];
-    weigh<A>(message, columns_ + next * (kWarp * PerLane) + first_entry(), w);
+    weigh<A>(message, columns_ + next * (kWarp * PerLane), w);
     if constexpr (A::kMaxPlus) {
       return best(w);
     } else {
@@ -208,12 +221,14 @@ class WarpChoice {
     }
   }
 
-  // Lane t % 32 keeps the state of step t; a store has 32 steps.
-  SUMPROD_DEVICE void record(const Stretch<Real>& s, int t, int state) {
-    if (t % kWarp == lane_) kept_ = state;
-    if (t % kWarp != 0 && t != s.first) return;
-    const int own = t / kWarp * kWarp + lane_;
-    if (own >= t && own < s.first + s.count) s.path[own] = kept_;
+  // Lanes keep the states of 32 steps, which leave together.
+  SUMPROD_DEVICE void begin_tile(int done) { turn_ = (lane_ - done) & (kWarp - 1); }
+  SUMPROD_DEVICE void note(int k, int state) { kept_ = turn_ == k ? state : kept_; }
+  template <bool kWhole>
+  SUMPROD_DEVICE void end_tile(int64_t* last, int done, int count) const {
+    const int now = done + kTile, own = done / kWarp * kWarp + lane_;
+    if (last == nullptr || (now % kWarp != 0 && now < count)) return;
+    if (own < now && own < count) last[-int64_t(own)] = kept_;
   }
 
  private:
@@ -221,7 +236,7 @@ class WarpChoice {
 
   SUMPROD_DEVICE int best(Real (&w)[PerLane]) const {
     const int own = best_of(w);
-    const unsigned key = ordered_key(float(w[0]) + 0.0f);  // -0 and +0 are the same
+    const unsigned key = ordered_key(w[0]);
     const bool top = key == __reduce_max_sync(kFullWarp, key);
     return int(lowest(top ? unsigned(first_entry() + own) : kNone));
   }
@@ -274,9 +289,9 @@ class WarpChoice {
     return __reduce_max_sync(kFullWarp, state);
   }
 
-  const Real* columns_;
+  const Real* columns_;  // from the first entry of this lane on
   const int lane_;
-  int kept_ = 0;
+  int turn_ = 0, kept_ = 0;
 };
 
 }  // namespace sumprod::gpu

@@ -2,6 +2,10 @@
 
 namespace sumprod::gpu {
 
+int64_t walk_message_row(const HmmProblem& problem) {
+  return problem.is_double ? walk_message_entries<double>(problem.states) : walk_message_entries<float>(problem.states);
+}
+
 int64_t walk_columns_bytes(const HmmProblem& problem) {
   const int64_t rows = problem.states + 1;
   return problem.is_double ? rows * walk_row<double>(problem.states) * int64_t(sizeof(double))

@@ -14,7 +14,7 @@ class WholeSequences {
   SUMPROD_DEVICE bool stretch(int64_t unit, Stretch<Real>* s) const {
     const HmmProblem& p = walk_.problem;
     const int64_t sequence = unit / walk_.draws, at = offset(unit);
-    s->messages = static_cast<const Real*>(walk_.messages) + sequence * p.steps * p.states;
+    s->messages = static_cast<const Real*>(walk_.messages) + sequence * p.steps * walk_message_entries<Real>(p.states);
     s->uniforms = walk_.uniforms == nullptr ? nullptr : static_cast<const Real*>(walk_.uniforms) + at;
     s->path = walk_.paths + at;
     s->first = 0;

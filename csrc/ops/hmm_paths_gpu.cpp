@@ -47,6 +47,7 @@ void run_part(const HmmProblem& problem, int64_t first, int64_t count, const Pat
   recursion.forward_messages = messages;
   recursion.total = best ? advanced(out.score, first * size) : nullptr;
   recursion.redo = redo + first;
+  recursion.message_row = gpu::walk_message_row(problem);
 
   gpu::HmmWalk walk = {};
   walk.problem = recursion.problem;
@@ -64,7 +65,7 @@ void run_part(const HmmProblem& problem, int64_t first, int64_t count, const Pat
 }
 
 Tensor run(const GpuCall& call, const HmmProblem& problem, const PathOutputs& out) {
-  const int64_t each = problem.steps * problem.states * number_bytes(problem);
+  const int64_t each = problem.steps * gpu::walk_message_row(problem) * number_bytes(problem);
   const int64_t part = std::clamp<int64_t>(kMessageBytes / each, 1, problem.batch);
   Tensor messages = call.scratch(part * each), columns = call.scratch(gpu::walk_columns_bytes(problem));
   Tensor redo = call.scratch(problem.batch);
