@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gpu/hmm_arithmetic.cuh"
+#include "gpu/hmm_length.cuh"
 #include "gpu/hmm_pieces.h"
 
 namespace sumprod::gpu {
@@ -117,7 +118,7 @@ class Carry {
     sequence_ = block % task.problem.batch;
     backward_ = block >= task.problem.batch;
     weight_ = shared_.weight + group * states_;
-    places_ = (clamped_length() + task.place_steps - 1) / task.place_steps;
+    places_ = (length_on_device(task.problem, sequence_) + task.place_steps - 1) / task.place_steps;
     first_ = range_ * task.range;
     end_ = first_ + task.range < places_ ? first_ + task.range : places_;
     leads_ = task.products() ? row_ < states_ && (range_ > 0 || row_ == 0) : group == 0;
@@ -149,12 +150,6 @@ class Carry {
   }
 
  private:
-  SUMPROD_DEVICE int64_t clamped_length() const {
-    const HmmProblem& p = task_.problem;
-    if (p.lengths == nullptr) return p.steps;
-    const int64_t n = p.lengths[sequence_];
-    return n < 0 ? 0 : (n > p.steps ? p.steps : n);
-  }
   SUMPROD_DEVICE int64_t at(int64_t place) const { return sequence_ * task_.from.count + place; }
 
   template <class F>

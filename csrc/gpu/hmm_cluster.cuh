@@ -25,6 +25,7 @@
 #pragma once
 
 #include "gpu/hmm_cluster_product.cuh"
+#include "gpu/hmm_length.cuh"
 
 namespace sumprod::gpu {
 
@@ -107,10 +108,7 @@ class ClusterRecursion {
   SUMPROD_DEVICE int64_t sequence() const { return group_ + slot_; }
 
   SUMPROD_DEVICE int length_of_slot(int slot) const {
-    if (group_ + slot >= p_.batch) return 0;
-    if (p_.lengths == nullptr) return int(p_.steps);
-    const int64_t n = p_.lengths[group_ + slot];
-    return int(n < 0 ? 0 : (n > p_.steps ? p_.steps : n));
+    return group_ + slot < p_.batch ? length_on_device(p_, group_ + slot) : 0;
   }
 
   // ---- weights

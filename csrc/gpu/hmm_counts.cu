@@ -3,6 +3,7 @@
 // in two stages: each block adds up a range of pairs for one tile of the result, in float for a while and then in
 // double; a second kernel adds the blocks' sums in order.
 #include "gpu/hmm_arithmetic.cuh"
+#include "gpu/hmm_length.cuh"
 #include "gpu/hmm_rows.h"
 
 namespace sumprod::gpu {
@@ -43,7 +44,7 @@ SUMPROD_DEVICE bool is_pair(const HmmRows& rows, int64_t row) {
   const HmmProblem& p = rows.problem;
   if (row >= p.batch * p.steps) return false;
   const int64_t sequence = row / p.steps, t = row % p.steps;
-  return t > 0 && t < (p.lengths == nullptr ? p.steps : p.lengths[sequence]) && rows.redo[sequence] == 0;
+  return t > 0 && t < length_on_device(p, sequence) && rows.redo[sequence] == 0;
 }
 
 template <class Real, int Tile>

@@ -9,19 +9,13 @@
 #include "core/hmm_problem.h"
 #include "gpu/device.h"
 #include "gpu/hmm_arithmetic.cuh"
+#include "gpu/hmm_length.cuh"
 
 namespace sumprod::gpu {
 
 template <class Real>
 SUMPROD_BOTH constexpr Real not_a_number() {
   return Real(__builtin_nan(""));
-}
-
-// The caller has checked lengths; here nothing may be read outside of the arrays even so.
-SUMPROD_DEVICE int length_on_device(const HmmProblem& p, int64_t sequence) {
-  if (p.lengths == nullptr) return int(p.steps);
-  const int64_t n = p.lengths[sequence];
-  return int(n < 0 ? 0 : (n > p.steps ? p.steps : n));
 }
 
 // The exponential of a difference of potentials, with the precision of the potentials.

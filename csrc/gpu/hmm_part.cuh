@@ -1,7 +1,7 @@
 // What one group of the resident recursion carries through time: a sequence, or a piece of one.
 #pragma once
 
-#include "gpu/device.h"
+#include "gpu/hmm_length.cuh"
 #include "gpu/hmm_pieces.h"
 
 namespace sumprod::gpu {
@@ -37,7 +37,7 @@ struct HmmPart {
     backward = !parts.transfer && (!parts.recursion.forward || index >= p.batch);
     sequence = index % p.batch;
     begin = place * parts.pieces.steps;
-    const int64_t rest = exists ? clamped_length(p) - begin : 0;
+    const int64_t rest = exists ? length_on_device(p, sequence) - begin : 0;
     last = rest <= parts.pieces.steps;
     length = rest <= 0 ? 0 : int(last ? rest : parts.pieces.steps);
     if (place == 0 && state > 0) length = 0;
@@ -49,13 +49,6 @@ struct HmmPart {
   SUMPROD_DEVICE int64_t first_step() const { return backward ? begin + length - 1 : begin; }
   // Of the tables in HmmPieces.
   SUMPROD_DEVICE int64_t row(const HmmParts& parts) const { return sequence * parts.pieces.count + place; }
-
- private:
-  SUMPROD_DEVICE int64_t clamped_length(const HmmProblem& p) const {
-    if (p.lengths == nullptr) return p.steps;
-    const int64_t n = p.lengths[sequence];
-    return n < 0 ? 0 : (n > p.steps ? p.steps : n);
-  }
 };
 
 }  // namespace sumprod::gpu

@@ -1,6 +1,7 @@
 #include "gpu/hmm_rows.h"
 
 #include "gpu/hmm_arithmetic.cuh"
+#include "gpu/hmm_length.cuh"
 
 namespace sumprod::gpu {
 
@@ -20,7 +21,7 @@ class Row {
     sequence_ = exists_ ? sequence : 0;
     t_ = t;
     row_ = sequence_ * p_.steps + t_;
-    length_ = p_.lengths == nullptr ? p_.steps : p_.lengths[sequence_];
+    length_ = length_on_device(p_, sequence_);
     inside_ = exists_ && t_ < length_;
     emission_ = static_cast<const Real*>(p_.emission) + sequence_ * p_.emission_batch + t_ * p_.emission_time;
     initial_ = t_ == 0 ? static_cast<const Real*>(p_.initial) + sequence_ * p_.initial_batch : nullptr;

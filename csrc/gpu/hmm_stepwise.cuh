@@ -12,6 +12,7 @@
 #pragma once
 
 #include "gpu/hmm_large.h"
+#include "gpu/hmm_length.cuh"
 #include "gpu/hmm_trust.cuh"
 
 namespace sumprod::gpu {
@@ -63,11 +64,9 @@ struct StepwiseMemory {
   }
 };
 
-SUMPROD_DEVICE int64_t clamped_length(const HmmProblem& p, int64_t sequence) {
-  if (sequence >= p.batch) return 0;
-  if (p.lengths == nullptr) return p.steps;
-  const int64_t n = p.lengths[sequence];
-  return n < 0 ? 0 : (n > p.steps ? p.steps : n);
+// 0 past the last sequence.
+SUMPROD_DEVICE int64_t steps_of(const HmmProblem& p, int64_t sequence) {
+  return sequence < p.batch ? length_on_device(p, sequence) : 0;
 }
 
 // ---- before the first step
@@ -128,7 +127,7 @@ __global__ void __launch_bounds__(kStepThreads) stepwise_tops_kernel(HmmProblem 
   const int64_t stride = int64_t(gridDim.x) * kStepWarps;
   for (int64_t row = int64_t(blockIdx.x) * kStepWarps + warp_of_thread(); row < p.batch * p.steps; row += stride) {
     const int64_t b = row / p.steps, t = row % p.steps;
-    if (t >= clamped_length(p, b)) continue;
+    if (t >= steps_of(p, b)) continue;
     const Real* emission = static_cast<const Real*>(p.emission) + b * p.emission_batch + t * p.emission_time;
     const Real* initial = static_cast<const Real*>(p.initial) + b * p.initial_batch;
     const auto largest = [&](auto potential) {
@@ -173,8 +172,7 @@ class StepTile {
   }
 
   SUMPROD_DEVICE void run() {
-    if (!__syncthreads_or(threadIdx.x < kTileSequences && t_ < clamped_length(p_, first_sequence_ + threadIdx.x)))
-      return;
+    if (!__syncthreads_or(threadIdx.x < kTileSequences && t_ < steps_of(p_, first_sequence_ + threadIdx.x))) return;
     if (t_ > 0) propagate();
     __syncthreads();
     trust_.watch(*memory_.summary, p_.steps);
@@ -225,7 +223,7 @@ class StepTile {
   // The message of one sequence, by one warp: a lane per column.
   SUMPROD_DEVICE void finish(int s) {
     const int64_t b = first_sequence_ + s, slot = tile_ * kTileSequences + s;
-    const int64_t length = clamped_length(p_, b);
+    const int64_t length = steps_of(p_, b);
     if (t_ >= length) return;  // the same for the warp
     trust_.redo = false;
     const int64_t column = first_column_ + lane_of_thread(), time = backward_ ? length - 1 - t_ : t_;
@@ -292,7 +290,7 @@ __global__ void __launch_bounds__(kStepThreads) stepwise_total_kernel(HmmRecursi
   const HmmProblem& p = args.problem;
   const int64_t b = int64_t(blockIdx.x) * kStepWarps + warp_of_thread();
   if (b >= p.batch) return;
-  const int64_t length = clamped_length(p, b), tile = b / kTileSequences, s = b % kTileSequences;
+  const int64_t length = steps_of(p, b), tile = b / kTileSequences, s = b % kTileSequences;
   HmmTrust<A> trust;
   trust.watch(*memory.summary, p.steps);
   double value = 0.0;  // a sequence without steps has one path, of weight 1

@@ -7,7 +7,7 @@
 // is the column of the next state, from shared memory where the matrix fits, and the choice itself.
 //
 // What is walked is a stretch of one sequence, towards its beginning, from a given state or from none. A `Stretches`
-// says which there are and takes what was found (whole sequences: gpu/hmm_walk_whole.cuh):
+// says which there are and takes what was found (gpu/hmm_walk_parts.cuh):
 //   int64_t count;
 //   bool stretch(int64_t unit, Stretch<Real>* s);        false: nothing to walk
 //   void finish(int64_t unit, int state, int lane, int lanes);  state of its first step, -1 if nothing was walked;

@@ -2,7 +2,8 @@
 //
 //   z_last from a_last,      z_t from a_t[i] (x) A[i][z_t+1]
 // with the best i (Viterbi) or one drawn by its weight. This is a chain as long as the sequence, one choice among S
-// states after the other, so its time is what one choice takes (gpu/hmm_walk.cuh).
+// states after the other, so its time is what one choice takes (gpu/hmm_walk.cuh); few long sequences are cut into
+// pieces (gpu/hmm_walk_pieces.h).
 #pragma once
 
 #include "core/hmm_problem.h"
@@ -20,10 +21,12 @@ struct HmmWalk {
   int64_t* paths;        // [draw, sequence, step]; -1 past lengths
   int64_t* dead;         // [batch]: -1, because no sequence that is walked is impossible
   const uint8_t* redo;   // [batch]: sequences marked here are left alone
+  void* scratch;         // walk_scratch_bytes(), 16-byte aligned; null where that is 0
 };
 
 int64_t walk_message_row(const HmmProblem& problem);  // for HmmRecursion::message_row
 int64_t walk_columns_bytes(const HmmProblem& problem);
+int64_t walk_scratch_bytes(const HmmWalk& walk, const Stream& stream);  // by sizes: pointers may be null
 
 // The best path from max-plus messages in float, and samples from linear messages in the problem's precision.
 void walk_best_path(const HmmWalk& walk, const Stream& stream);

@@ -1,7 +1,7 @@
-#include "gpu/hmm_walk_whole.cuh"
+#include "gpu/hmm_walk_parts.cuh"
 
 namespace sumprod::gpu {
 
-void walk_best_path(const HmmWalk& walk, const Stream& stream) { walk_whole_sequences<MaxPlus<float>>(walk, stream); }
+void walk_best_path(const HmmWalk& walk, const Stream& stream) { walk_paths<MaxPlus<float>>(walk, stream); }
 
 }  // namespace sumprod::gpu

@@ -1,4 +1,4 @@
-#include "gpu/hmm_walk_whole.cuh"
+#include "gpu/hmm_walk_parts.cuh"
 
 namespace sumprod::gpu {
 
@@ -13,8 +13,8 @@ int64_t walk_columns_bytes(const HmmProblem& problem) {
 }
 
 void walk_samples(const HmmWalk& walk, const Stream& stream) {
-  if (walk.problem.is_double) return walk_whole_sequences<ScaledLinear<double>>(walk, stream);
-  walk_whole_sequences<ScaledLinear<float>>(walk, stream);
+  if (walk.problem.is_double) return walk_paths<ScaledLinear<double>>(walk, stream);
+  walk_paths<ScaledLinear<float>>(walk, stream);
 }
 
 }  // namespace sumprod::gpu

@@ -59,6 +59,9 @@ void run_part(const HmmProblem& problem, int64_t first, int64_t count, const Pat
   walk.paths = out.paths + rows;
   walk.dead = out.dead + first;
   walk.redo = redo + first;
+  const int64_t scratch_bytes = gpu::walk_scratch_bytes(walk, call.stream());
+  Tensor scratch = call.scratch(scratch_bytes);
+  walk.scratch = scratch_bytes == 0 ? nullptr : scratch.mutable_data_ptr();
 
   run_recursion(best ? gpu::run_max_plus_recursion : gpu::run_linear_recursion, recursion, call);
   (best ? gpu::walk_best_path : gpu::walk_samples)(walk, call.stream());

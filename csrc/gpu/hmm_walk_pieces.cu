@@ -1,0 +1,118 @@
+#include "gpu/hmm_walk_pieces.h"
+
+#include "gpu/hmm_length.cuh"
+#include "gpu/hmm_walk_choice.cuh"
+
+#if defined(SUMPROD_EMULATED_GPU)
+#include <stdlib.h>
+#endif
+
+namespace sumprod::gpu {
+
+namespace {
+
+// Crossovers: estimated; to be measured on a GPU.
+constexpr int64_t kLeastDividedSteps = 2048;   // below, three launches take as long as the walk
+constexpr int64_t kThreadsAtWork = 8 * kWarp;  // walks of up to 16 states that a multiprocessor has at once
+constexpr int64_t kWarpsAtWork = 16;           // walks of more states
+constexpr int64_t kLeastGain = 4;              // pieces of a path at work
+constexpr int64_t kLeastPieceSteps = 64;       // what the start of a walk costs
+constexpr int64_t kMostMapBytes = 40 * 1024;   // of one path: phase 2 has them in shared memory
+
+constexpr int kChainThreads = 512;
+
+int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Steps of a piece.
+int64_t piece_steps(const HmmWalk& walk, const Stream& stream) {
+  const HmmProblem& p = walk.problem;
+#if defined(SUMPROD_EMULATED_GPU)
+  // For tests: as in gpu/hmm_pieces.cu.
+  if (const char* forced = getenv("SUMPROD_EMULATED_PIECES")) return atoll(forced);
+#endif
+  const int64_t walks = walk.problem.batch * walk.draws * p.states;
+  const int64_t each = p.states <= kMostThreadStates ? kThreadsAtWork : kWarpsAtWork;
+  const int64_t at_once = properties_of(stream.device).multiprocessors * each / walks;
+  if (p.steps < kLeastDividedSteps || at_once < kLeastGain) return p.steps;
+  const int64_t steps = ceil_of(p.steps, at_once);
+  return steps < kLeastPieceSteps ? kLeastPieceSteps : steps;
+}
+
+// One path per block. With the maps of all pieces but the last, which has one entry, in shared memory, every warp first
+// makes one map of a range of them, for all states side by side; with the state after its range it goes through them
+// once more.
+__global__ void __launch_bounds__(kChainThreads) chain_kernel(HmmWalk walk, WalkPieces pieces) {
+  const HmmProblem& p = walk.problem;
+  const int states = int(p.states), lane = lane_of_thread(), warp = warp_of_thread(), warps = int(blockDim.x) / kWarp;
+  const int64_t path = blockIdx.x, sequence = path / walk.draws;
+  const int length = length_on_device(p, sequence);
+  if (length == 0 || walk.redo[sequence] != 0) return;
+  const int last = int((length - 1) / pieces.steps), each = (last + warps - 1) / warps;
+  const int begin = warp * each < last ? warp * each : last, end = begin + each < last ? begin + each : last;
+
+  SharedArena arena(shared_memory());
+  uint8_t* map = arena.take<uint8_t>(pieces.count * states);
+  uint8_t* range_map = arena.take<uint8_t>(warps * states);
+  uint8_t* after_range = arena.take<uint8_t>(warps);
+  const uint8_t* from = pieces.maps + path * pieces.count * states;
+  for (int k = int(threadIdx.x); k < last * states; k += int(blockDim.x)) map[k] = from[k];
+  __syncthreads();
+  for (int z = lane; z < states; z += kWarp) {
+    int state = z;
+    for (int piece = end - 1; piece >= begin; --piece) state = map[piece * states + state];
+    range_map[warp * states + z] = uint8_t(state);
+  }
+  __syncthreads();
+  uint8_t* after = pieces.after + path * pieces.count;
+  if (threadIdx.x == 0) {
+    after[last] = uint8_t(states);
+    int state = from[int64_t(last) * states];
+    for (int w = warps - 1; w >= 0; --w) {
+      after_range[w] = uint8_t(state);
+      state = range_map[w * states + state];
+    }
+  }
+  __syncthreads();
+  if (lane != 0) return;
+  int state = after_range[warp];
+  for (int piece = end - 1; piece >= begin; --piece) {
+    after[piece] = uint8_t(state);
+    state = map[piece * states + state];
+  }
+}
+
+}  // namespace
+
+WalkPieces divide_walk(const HmmWalk& walk, const Stream& stream) {
+  const HmmProblem& p = walk.problem;
+  const int64_t most = kMostMapBytes / p.states, steps = piece_steps(walk, stream), least = ceil_of(p.steps, most);
+  WalkPieces pieces = {};
+  pieces.steps = steps < least ? least : steps;
+  pieces.count = ceil_of(p.steps, pieces.steps);
+  if (walk.scratch != nullptr) {
+    SharedArena arena(static_cast<unsigned char*>(walk.scratch));
+    pieces.maps = arena.take<uint8_t>(p.batch * walk.draws * pieces.count * p.states);
+    pieces.after = arena.take<uint8_t>(p.batch * walk.draws * pieces.count);
+  }
+  return pieces;
+}
+
+int64_t walk_scratch_bytes(const HmmWalk& walk, const Stream& stream) {
+  const int64_t pieces = divide_walk(walk, stream).count;
+  if (pieces == 1) return 0;
+  SharedArena arena(nullptr);
+  arena.take<uint8_t>(walk.problem.batch * walk.draws * pieces * walk.problem.states);
+  arena.take<uint8_t>(walk.problem.batch * walk.draws * pieces);
+  return arena.used();
+}
+
+void chain_walk_maps(const HmmWalk& walk, const WalkPieces& pieces, const Stream& stream) {
+  constexpr int kWarps = kChainThreads / kWarp;
+  SharedArena arena(nullptr);
+  arena.take<uint8_t>(pieces.count * walk.problem.states);
+  arena.take<uint8_t>(kWarps * walk.problem.states);
+  arena.take<uint8_t>(kWarps);
+  launch(chain_kernel, LaunchShape{walk.problem.batch * walk.draws, kChainThreads, arena.used()}, stream, walk, pieces);
+}
+
+}  // namespace sumprod::gpu
