@@ -80,8 +80,10 @@ class ClusterRecursion {
                 column_ * p_.emission_state;
     emission_step_ = backward_ ? -p_.emission_time : p_.emission_time;
     kept_ = static_cast<Real*>(backward_ ? args.backward_messages : args.forward_messages);
-    keeps_ = kept_ != nullptr && owner_ && real_ && length_ > 0;
-    if (keeps_) kept_ += (sequence() * p_.steps + first) * p_.states + column_;
+    const int64_t row = args.message_row;
+    keeps_ = kept_ != nullptr && owner_ && column_ < row && length_ > 0;
+    if (keeps_) kept_ += (sequence() * p_.steps + first) * row + column_;
+    kept_step_ = backward_ ? -row : row;
     keeps_predicted_ = backward_ || args.forward_predicted;
     keeps_exponents_ = args.forward_exponents != nullptr && !backward_ && owner_ && column_ == 0 && real_;
   }
@@ -269,7 +271,7 @@ class ClusterRecursion {
   SUMPROD_DEVICE void keep(int t, Real message, typename A::Scale scale) {
     if (keeps_) {
       *kept_ = message;
-      kept_ += backward_ ? -p_.states : p_.states;
+      kept_ += kept_step_;
     }
     if constexpr (!A::kMaxPlus) {
       if (keeps_exponents_) args_.forward_exponents[sequence() * p_.steps + t] = scale;
@@ -356,6 +358,7 @@ class ClusterRecursion {
   const Real* emission_;
   int64_t emission_step_;
   Real* kept_;
+  int64_t kept_step_;
   Product product_;
   Real factor_ = 0, raw_[3];  // of this step; emissions of the next three
   Real own_ = A::zero();      // the last message

@@ -62,7 +62,7 @@ class ResidentRecursion {
                 state_ * p_.emission_state;
     emission_step_ = backward_ ? -p_.emission_time : p_.emission_time;
     kept_ = static_cast<Real*>(backward_ ? args_.backward_messages : args_.forward_messages);
-    const int64_t row = args_.message_row == 0 ? p_.states : args_.message_row;
+    const int64_t row = args_.message_row;
     kept_at_ = (sequence * p_.steps + first) * row + state_;
     kept_step_ = int(backward_ ? -row : row);
     keeps_ = kept_ != nullptr && part_ == 0 && state_ < row && !parts.transfer;

@@ -26,8 +26,9 @@ struct HmmRecursion {
   void* total;    // [batch]: log normaliser or best score, from the forward pass; null when not wanted
   uint8_t* redo;  // [batch]: set to 1, never to 0
   void* scratch;  // memory of recursion_scratch_bytes(), 16-byte aligned; null where that is 0
-  // Entries from one row of messages to the next, where that is more than `states`: up to 8, 16, 32, 64 or 128, the
-  // first that holds all states. Those past the states are set to zeros of the semiring. 0 stands for `states`.
+  // Entries from one row of messages to the next, where that is more than `states`: up to 128 states at most 8, 16, 32,
+  // 64 or 128, the first that holds them all; then at most the next multiple of 4. Those past the states are set to
+  // zeros of the semiring. 0 stands for `states`.
   int64_t message_row;
 };
 

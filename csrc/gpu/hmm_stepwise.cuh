@@ -240,8 +240,8 @@ class StepTile {
     if (trust_.redo) raise_flag(args_.redo + b);
     Real* kept = static_cast<Real*>(backward_ ? args_.backward_messages : args_.forward_messages);
     const bool keeps_predicted = backward_ || args_.forward_predicted;
-    if (kept != nullptr && real) {
-      kept[(b * p_.steps + time) * p_.states + column] = keeps_predicted ? predicted : message;
+    if (kept != nullptr && column < args_.message_row) {
+      kept[(b * p_.steps + time) * args_.message_row + column] = keeps_predicted ? predicted : message;
     }
     memory_.messages_of(t_, tile_)[column * kTileSequences + s] = message;
     const unsigned key = __reduce_max_sync(kFullWarp, A::key(message));

@@ -1,8 +1,9 @@
 // Walks back through kept messages (gpu/hmm_walk.h).
 //
-// Two ways to make a choice among the states (gpu/hmm_walk_choice.cuh):
+// Three ways to make a choice among the states (gpu/hmm_walk_choice.cuh):
 //   ThreadChoice  up to 16 states: one thread holds them all, and no lane waits for another;
-//   WarpChoice    lanes hold PerLane neighbouring states each.
+//   WarpChoice    up to 128 states: lanes hold PerLane neighbouring states each;
+//   BlockChoice   the warps of a block hold 128 states each (gpu/hmm_walk_block.cuh).
 // Messages do not depend on the path, so they are read a tile of steps early, into registers. All that a step waits for
 // is the column of the next state, from shared memory where the matrix fits, and the choice itself.
 //
@@ -14,7 +15,7 @@
 //                                                        called by `lanes` lanes, or by one
 #pragma once
 
-#include "gpu/hmm_walk_choice.cuh"
+#include "gpu/hmm_walk_block.cuh"
 
 namespace sumprod::gpu {
 
@@ -114,6 +115,18 @@ __global__ void __launch_bounds__(kMostWalkThreads) walk_by_warp_kernel(HmmWalk 
   }
 }
 
+// One block per stretch.
+template <class A, class Stretches>
+__global__ void __launch_bounds__(kMostBlockWalkThreads) walk_by_block_kernel(HmmWalk args, Stretches stretches) {
+  using Real = typename A::Real;
+  Walk<BlockChoice<A>> walk(static_cast<const Real*>(args.columns), int(args.problem.states));
+  for (int64_t unit = blockIdx.x; unit < stretches.count; unit += gridDim.x) {
+    Stretch<Real> s;
+    const int state = stretches.stretch(unit, &s) ? walk.run(s) : -1;
+    stretches.finish(unit, state, int(threadIdx.x), int(blockDim.x));
+  }
+}
+
 // `lanes` of each warp walk: fewer where there are too few stretches to keep all warps busy, because what one warp
 // reads for many sequences lies in many places.
 template <class A, int States, class Stretches>
@@ -166,7 +179,16 @@ void walk_by_thread(const HmmWalk& args, const Stretches& stretches, const Strea
          stretches, int(lanes));
 }
 
-// By number of states; up to 128 (kMostResidentStates).
+template <class A, class Stretches>
+void walk_by_block(const HmmWalk& args, const Stretches& stretches, const Stream& stream) {
+  constexpr int64_t kThreadsEach = 2048;  // that a multiprocessor holds
+  const int threads = walk_row<typename A::Real>(args.problem.states) / BlockChoice<A>::kEntries;
+  const int64_t most = properties_of(stream.device).multiprocessors * (kThreadsEach / threads);
+  const LaunchShape shape{stretches.count < most ? stretches.count : most, threads, BlockChoice<A>::shared_bytes()};
+  launch(walk_by_block_kernel<A, Stretches>, shape, stream, args, stretches);
+}
+
+// By number of states; up to 4096 (kMostRecursionStates).
 template <class A, class Stretches>
 void walk_stretches(const HmmWalk& args, const Stretches& stretches, const Stream& stream) {
   const int64_t states = args.problem.states;
@@ -174,6 +196,7 @@ void walk_stretches(const HmmWalk& args, const Stretches& stretches, const Strea
   if (states <= kMostThreadStates) return walk_by_thread<A, 16>(args, stretches, stream);
   if (states <= 32) return walk_by_warp<A, 1, true>(args, stretches, stream);
   if (states <= 64) return walk_by_warp<A, 2, true>(args, stretches, stream);
+  if (states > kMostWarpStates) return walk_by_block<A>(args, stretches, stream);
   const bool fits = walk_columns_bytes(args.problem) <= properties_of(stream.device).shared_bytes;
   if (fits) return walk_by_warp<A, 4, true>(args, stretches, stream);
   walk_by_warp<A, 4, false>(args, stretches, stream);

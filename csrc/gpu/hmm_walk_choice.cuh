@@ -30,11 +30,13 @@ constexpr int kPack = N * int(sizeof(Real)) < 16 ? N : 16 / int(sizeof(Real));
 // The matrix as walks read it, made once per call. Row z has the weights into state z from all states, linear ones
 // relative to the largest of the row; row `states` has weights of one, for a choice without a next state. Entries past
 // the states are zeros of the semiring, whatever messages have there. Rows for ThreadChoice begin in different banks.
-constexpr int64_t kMostThreadStates = 16;
+constexpr int64_t kMostThreadStates = 16, kMostWarpStates = 128;
+constexpr int kBlockWalkEntries = 4;  // per thread, for more states than that
 
 template <class Real>
 SUMPROD_BOTH int walk_row(int64_t states) {
   if (states <= kMostThreadStates) return (states <= 8 ? 8 : 16) + 16 / int(sizeof(Real));
+  if (states > kMostWarpStates) return int((states + kMostWarpStates - 1) / kMostWarpStates * kMostWarpStates);
   int row = kWarp;
   while (row < states) row *= 2;
   return row;
@@ -91,7 +93,8 @@ SUMPROD_DEVICE typename A::Real walk_weight(typename A::Real message, typename A
 template <class Real>
 SUMPROD_BOTH int walk_message_entries(int64_t states) {
   if (states <= kMostThreadStates) return states <= 8 ? 8 : 16;
-  const int per_lane = walk_row<Real>(states) / kWarp, multiple = per_lane < 4 ? 4 : per_lane;
+  const int each = states > kMostWarpStates ? kBlockWalkEntries : walk_row<Real>(states) / kWarp;
+  const int multiple = each < 4 ? 4 : each;
   return int(states + multiple - 1) / multiple * multiple;
 }
 
@@ -198,12 +201,12 @@ class ThreadChoice {
   int noted_[kTile];
 };
 
-template <class A_, int PerLane>
+template <class A_, int PerLane, int Tile = kWalkTile<typename A_::Real, PerLane>>
 class WarpChoice {
  public:
   using A = A_;
   using Real = typename A::Real;
-  static constexpr int kEntries = PerLane, kTile = kWalkTile<Real, PerLane>;
+  static constexpr int kEntries = PerLane, kTile = Tile;
 
   SUMPROD_DEVICE WarpChoice(const Real* columns, int)
       : columns_(columns + lane_of_thread() * PerLane), lane_(lane_of_thread()) {}
@@ -231,33 +234,52 @@ class WarpChoice {
     if (own < now && own < count) last[-int64_t(own)] = kept_;
   }
 
- private:
+ protected:
   static constexpr unsigned kNone = 0xffffffffu;
 
   SUMPROD_DEVICE int best(Real (&w)[PerLane]) const {
+    unsigned key;
+    return int(best(w, &key));
+  }
+  // The best of the warp's entries, and its key.
+  SUMPROD_DEVICE unsigned best(Real (&w)[PerLane], unsigned* top_key) const {
     const int own = best_of(w);
     const unsigned key = ordered_key(w[0]);
-    const bool top = key == __reduce_max_sync(kFullWarp, key);
-    return int(lowest(top ? unsigned(first_entry() + own) : kNone));
+    *top_key = __reduce_max_sync(kFullWarp, key);
+    return lowest(key == *top_key ? unsigned(first_entry() + own) : kNone);
   }
 
   SUMPROD_DEVICE int draw(Real (&w)[PerLane], Real uniform) const {
-    bool positive[PerLane];
-#pragma unroll
-    for (int k = 0; k < PerLane; ++k) positive[k] = w[k] > Real(0);
-    accumulate_weights(w);
-    const Real through = sum_of_lanes(w[PerLane - 1]);
-    const Real before = __shfl_up_sync(kFullWarp, through, 1), base = lane_ == 0 ? Real(0) : before;
-    const Real threshold = uniform * __shfl_sync(kFullWarp, through, kWarp - 1);
-    // Sums of different lanes round differently, so a sum above the threshold is not enough.
-    unsigned state = kNone;
-#pragma unroll
-    for (int k = PerLane - 1; k >= 0; --k) {
-      if (positive[k] && base + w[k] > threshold) state = unsigned(first_entry() + k);
-    }
-    state = lowest(state);
-    return int(state == kNone ? last_of(positive) : state);
+    const Weights sums(*this, w);
+    const unsigned state = sums.first_above(*this, w, Real(0), uniform * sums.total());
+    return int(state == kNone ? last_of(sums.positive) : state);
   }
+
+  // What a draw must know of a warp's weights, of which it makes sums up to each in its lane.
+  struct Weights {
+    SUMPROD_DEVICE Weights(const WarpChoice& choice, Real (&w)[PerLane]) {
+#pragma unroll
+      for (int k = 0; k < PerLane; ++k) positive[k] = w[k] > Real(0);
+      accumulate_weights(w);
+      through = choice.sum_of_lanes(w[PerLane - 1]);
+    }
+    SUMPROD_DEVICE Real total() const { return __shfl_sync(kFullWarp, through, kWarp - 1); }
+    // The first entry that takes the sum, from `base` on, above the threshold, or kNone. Sums of different lanes round
+    // differently, so a sum above the threshold is not enough.
+    SUMPROD_DEVICE unsigned first_above(const WarpChoice& choice, const Real (&w)[PerLane], Real base,
+                                        Real threshold) const {
+      const Real before = __shfl_up_sync(kFullWarp, through, 1);
+      base += choice.lane_ == 0 ? Real(0) : before;
+      unsigned state = kNone;
+#pragma unroll
+      for (int k = PerLane - 1; k >= 0; --k) {
+        if (positive[k] && base + w[k] > threshold) state = unsigned(choice.first_entry() + k);
+      }
+      return choice.lowest(state);
+    }
+    bool positive[PerLane];
+    Real through;  // the sum of this lane and those before
+  };
 
   // The lowest of the lanes' states.
   SUMPROD_DEVICE unsigned lowest(unsigned state) const {

@@ -26,6 +26,7 @@ int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Steps of a piece.
 int64_t piece_steps(const HmmWalk& walk, const Stream& stream) {
   const HmmProblem& p = walk.problem;
+  if (p.states > kMostWarpStates) return p.steps;
 #if defined(SUMPROD_EMULATED_GPU)
   // For tests: as in gpu/hmm_pieces.cu.
   if (const char* forced = getenv("SUMPROD_EMULATED_PIECES")) return atoll(forced);

@@ -80,16 +80,19 @@ Tensor run(const GpuCall& call, const HmmProblem& problem, const PathOutputs& ou
   return redo;
 }
 
+// One transition matrix for all sequences.
+bool is_walked(const HmmProblem& problem) { return gpu::has_recursion(problem) && problem.transition_batch == 0; }
+
 }  // namespace
 
 std::optional<Tensor> fast_viterbi(const GpuCall& call, const HmmProblem& problem, const HmmViterbiOutputs& outputs) {
   // The max-plus recursion is in float.
-  if (!gpu::is_resident(problem) || problem.is_double) return std::nullopt;
+  if (!is_walked(problem) || problem.is_double) return std::nullopt;
   return run(call, problem, {outputs.score, nullptr, 1, outputs.path, outputs.dead});
 }
 
 std::optional<Tensor> fast_sample(const GpuCall& call, const HmmProblem& problem, const HmmSampleOutputs& outputs) {
-  if (!gpu::is_resident(problem) || outputs.draws == 0) return std::nullopt;
+  if (!is_walked(problem) || outputs.draws == 0) return std::nullopt;
   return run(call, problem, {nullptr, outputs.uniforms, outputs.draws, outputs.paths, outputs.dead});
 }
 

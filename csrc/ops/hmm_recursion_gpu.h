@@ -10,6 +10,7 @@ inline void run_recursion(void (*run)(const gpu::HmmRecursion&, const gpu::Strea
                           const GpuCall& call) {
   const int64_t bytes = gpu::recursion_scratch_bytes(recursion.problem, call.stream());
   Tensor scratch = call.scratch(bytes);
+  if (recursion.message_row == 0) recursion.message_row = recursion.problem.states;
   recursion.scratch = bytes == 0 ? nullptr : scratch.mutable_data_ptr();
   run(recursion, call.stream());
 }
