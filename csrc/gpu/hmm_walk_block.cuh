@@ -12,7 +12,7 @@ namespace sumprod::gpu {
 
 // Steps take long enough that few have to be read ahead, and threads are many.
 template <class Real>
-constexpr int kBlockWalkTile = sizeof(Real) == 4 ? 4 : 2;
+constexpr int kBlockWalkTile = sizeof(Real) == 4 ? 2 : 1;
 constexpr int kMostBlockWalkThreads = 1024;
 static_assert(kMostBlockWalkThreads * kBlockWalkEntries == kMostRecursionStates);
 

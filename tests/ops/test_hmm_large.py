@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import sumprod
 from sumprod import ops
@@ -23,7 +21,7 @@ from tests.ops import (
     test_hmm_viterbi,
 )
 from tests.ops.checks import uniforms_for
-from tests.ops.hmm_cases import INF, Case, Spec, build
+from tests.ops.hmm_cases import INF, Spec, build
 from tests.oracles import recursion
 
 STATES = [129, 200, 300]
@@ -77,24 +75,6 @@ def test_viterbi_ties_take_the_lowest_state_from_the_end(states: int, kind: str,
     assert score.tolist() == expected.tolist()
 
 
-def check_inverted(case: Case, uniforms: Tensor, draws: Tensor, tolerance: float) -> None:
-    """Each state is where the cumulative weights, given the state after it, exceed the uniform number."""
-    model = case.model
-    filtered = recursion.forward(model).filtered
-    for draw, numbers in zip(draws.numpy(), uniforms.double().numpy(), strict=True):
-        for n, length in enumerate(model.lengths):
-            for t in range(length):
-                log_weight = filtered[n, t]
-                if t + 1 < length:
-                    log_weight = log_weight + model.transition[n, t, :, draw[n, t + 1]]
-                weight = np.exp(log_weight - log_weight.max())
-                through = weight.cumsum() / weight.sum()
-                state = draw[n, t]
-                assert through[state] > numbers[n, t] - tolerance
-                assert through[state] - weight[state] / weight.sum() <= numbers[n, t] + tolerance
-                assert weight[state] > 0
-
-
 @every_case
 def test_samples_invert_the_cumulative_weights(spec: Spec, generator: torch.Generator) -> None:
     case = build(spec).alive()
@@ -103,7 +83,7 @@ def test_samples_invert_the_cumulative_weights(spec: Spec, generator: torch.Gene
     uniforms[1] = 1 - torch.finfo(spec.dtype).eps / 2  # the largest number below 1
     draws = test_hmm_sample.draw(case, uniforms)
     test_hmm_sample.check_possible(case, draws)
-    check_inverted(case, uniforms, draws, 1e-4 if spec.dtype == torch.float32 else 1e-9)
+    test_hmm_sample.check_inverted(case, uniforms, draws, 1e-4 if spec.dtype == torch.float32 else 1e-9)
 
 
 @pytest.mark.parametrize("states", STATES)
@@ -112,7 +92,7 @@ def test_transitions_that_do_not_lie_in_rows(states: int, generator: torch.Gener
         case = build(Spec("dense", (3,), 4, states, 3.0, layout=layout, lengths_form="random", seed=1))
         test_hmm_viterbi.check(case)
         uniforms = uniforms_for(case, generator, 2)
-        check_inverted(case, uniforms, test_hmm_sample.draw(case, uniforms), 1e-4)
+        test_hmm_sample.check_inverted(case, uniforms, test_hmm_sample.draw(case, uniforms), 1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

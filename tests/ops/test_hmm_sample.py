@@ -151,6 +151,24 @@ def check_possible(case: Case, draws: Tensor) -> None:
         assert np.isfinite(recursion.path_score(model, np.where(real, paths, 0))).all()
 
 
+def check_inverted(case: Case, uniforms: Tensor, draws: Tensor, tolerance: float) -> None:
+    """Each state is where the cumulative weights, given the state after it, exceed the uniform number."""
+    model = case.model
+    filtered = recursion.forward(model).filtered
+    numbers = uniforms.double().reshape(len(uniforms), model.sequences, model.steps).numpy()
+    for paths, thresholds in zip(draws.reshape(numbers.shape).numpy(), numbers, strict=True):
+        for n, length in enumerate(model.lengths):
+            t, states = np.arange(length), paths[n, :length]
+            log_weights = filtered[n, :length].copy()
+            log_weights[:-1] += model.transition[n, t[:-1], :, states[1:]]
+            weights = np.exp(log_weights - log_weights.max(-1, initial=-INF, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            own, through = weights[t, states], weights.cumsum(-1)[t, states]
+            assert (own > 0).all()
+            assert (through > thresholds[n, :length] - tolerance).all()
+            assert (through - own <= thresholds[n, :length] + tolerance).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["left_right", "sparse", "single", "peaked_500", "mask_min"])
 @pytest.mark.parametrize("batch", [(2,), (21,)])

@@ -1,0 +1,61 @@
+"""Paths of few long sequences, against the oracle: kernels may cut these into pieces and join them again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sumprod import ops
+from tests.ops import test_hmm_sample, test_hmm_viterbi
+from tests.ops.checks import uniforms_for
+from tests.ops.hmm_cases import Case, Spec, build
+from tests.oracles import recursion
+
+STEPS = 2500
+
+
+def long_case(kind: str, batch: int, states: int, dtype: torch.dtype = torch.float32) -> Case:
+    """Sequences of full length, of one step, of none, and of lengths between."""
+    case = build(Spec(kind, (batch,), STEPS, states, dtype=dtype, seed=states))
+    return replace(case, lengths=torch.tensor([STEPS, 1, 700, 0, STEPS - 1][:batch])).alive()
+
+
+every_size = pytest.mark.parametrize(
+    ("kind", "batch", "states"),
+    [
+        ("dense", 5, 3),
+        ("sparse", 2, 8),
+        ("peaked_50", 3, 8),
+        ("dense", 3, 13),
+        ("left_right", 1, 16),
+        ("sparse", 3, 20),
+        ("dense", 1, 40),
+        ("dense", 1, 64),
+    ],
+)
+
+
+@every_size
+def test_viterbi(kind: str, batch: int, states: int) -> None:
+    test_hmm_viterbi.check(long_case(kind, batch, states))
+
+
+@every_size
+def test_ties_take_the_lowest_state_from_the_end(kind: str, batch: int, states: int) -> None:
+    case = test_hmm_viterbi.whole_numbers(Spec(kind, (batch,), STEPS, states, lengths_form="random", seed=3), 2)
+    path, score = ops.hmm_viterbi(*case.args, lengths=case.lengths)
+    expected_path, expected = recursion.viterbi(case.model)
+    assert path.tolist() == expected_path.tolist()
+    assert score.tolist() == expected.tolist()
+
+
+@every_size
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples(kind: str, batch: int, states: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    case = long_case(kind, batch, states, dtype)
+    uniforms = uniforms_for(case, generator, 2)
+    draws = test_hmm_sample.draw(case, uniforms)
+    test_hmm_sample.check_possible(case, draws)
+    test_hmm_sample.check_inverted(case, uniforms, draws, 1e-4 if dtype == torch.float32 else 1e-9)
