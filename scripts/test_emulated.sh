@@ -7,6 +7,8 @@
 #   SANITIZE=thread               also looks for races: accesses of two CUDA threads that no barrier orders
 #   SUMPROD_EMULATED_ORDER=backward (or a seed)   runs the threads of a block in another order between
 #                                 barriers; a result that changes shows that a barrier is missing
+#   SUMPROD_EMULATED_PIECES=5,3                   HMMs cut into pieces of 5 steps, worked on in parallel, and these
+#                                 into ranges of 3
 #   SUMPROD_EMULATED_CAPABILITY=80                a GPU without clusters
 #   SUMPROD_EMULATED_MULTIPROCESSORS=132          a large GPU, which chooses other kernels for small batches
 set -euo pipefail

@@ -127,7 +127,7 @@ class Carry {
 
   SUMPROD_DEVICE void run() {
     // Other blocks may mark the sequence in the meantime, so that one thread asks for all.
-    if (__syncthreads_or(threadIdx.x == 0 && task_.redo[sequence_] != 0)) return;
+    if (__syncthreads_or(threadIdx.x == 0 && flag_raised(task_.redo + sequence_))) return;
     if (first_ < end_) {
       start();
       // From the initial potential, place 0 is a message already.

@@ -80,10 +80,8 @@ class ClusterRecursion {
                 column_ * p_.emission_state;
     emission_step_ = backward_ ? -p_.emission_time : p_.emission_time;
     kept_ = static_cast<Real*>(backward_ ? args.backward_messages : args.forward_messages);
-    const int64_t row = args.message_row;
-    keeps_ = kept_ != nullptr && owner_ && column_ < row && length_ > 0;
-    if (keeps_) kept_ += (sequence() * p_.steps + first) * row + column_;
-    kept_step_ = backward_ ? -row : row;
+    keeps_ = kept_ != nullptr && owner_ && column_ < args.message_row && length_ > 0;
+    if (keeps_) kept_ += (sequence() * p_.steps + first) * args.message_row + column_;
     keeps_predicted_ = backward_ || args.forward_predicted;
     keeps_exponents_ = args.forward_exponents != nullptr && !backward_ && owner_ && column_ == 0 && real_;
   }
@@ -271,7 +269,7 @@ class ClusterRecursion {
   SUMPROD_DEVICE void keep(int t, Real message, typename A::Scale scale) {
     if (keeps_) {
       *kept_ = message;
-      kept_ += kept_step_;
+      kept_ += backward_ ? -args_.message_row : args_.message_row;
     }
     if constexpr (!A::kMaxPlus) {
       if (keeps_exponents_) args_.forward_exponents[sequence() * p_.steps + t] = scale;
@@ -358,7 +356,6 @@ class ClusterRecursion {
   const Real* emission_;
   int64_t emission_step_;
   Real* kept_;
-  int64_t kept_step_;
   Product product_;
   Real factor_ = 0, raw_[3];  // of this step; emissions of the next three
   Real own_ = A::zero();      // the last message
