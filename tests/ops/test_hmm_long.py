@@ -44,7 +44,9 @@ def test_viterbi(kind: str, batch: int, states: int) -> None:
 
 @every_size
 def test_ties_take_the_lowest_state_from_the_end(kind: str, batch: int, states: int) -> None:
-    case = test_hmm_viterbi.whole_numbers(Spec(kind, (batch,), STEPS, states, lengths_form="random", seed=3), 2)
+    case = test_hmm_viterbi.whole_numbers(
+        Spec(kind, (batch,), STEPS, states, lengths_form="random", seed=3), 2
+    )
     path, score = ops.hmm_viterbi(*case.args, lengths=case.lengths)
     expected_path, expected = recursion.viterbi(case.model)
     assert path.tolist() == expected_path.tolist()
