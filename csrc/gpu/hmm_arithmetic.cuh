@@ -33,7 +33,7 @@ SUMPROD_DEVICE float from_ordered_key(unsigned key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
 }
 
-// What is known of a transition matrix: filled by TransitionSummary in gpu/hmm_weights.cuh.
+// What is known of a transition matrix: filled by TransitionSummary in gpu/hmm_trust.cuh.
 struct WeightSummary {
   double shift;   // subtracted from every log potential; the largest finite one
   double lowest;  // smallest finite (log potential - shift); 0 when there is none

@@ -92,7 +92,7 @@ class ClusterRecursion {
     }
     cluster_sync();  // all blocks are there, and their messages are clear
     const WeightSummary summary = load_weights();
-    trust_.watch(summary, p_.steps);
+    trust_.watch(summary);
     int steps = 0;
     for (int q = 0; q < kSequences; ++q) {
       const int length = length_of_slot(q);

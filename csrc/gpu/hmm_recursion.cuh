@@ -10,7 +10,7 @@
 // (gpu/hmm_pieces.h) differ in where they start and in what they leave; their weights, steps and checks are the same.
 #pragma once
 
-#include "gpu/hmm_arithmetic.cuh"
+#include "gpu/hmm_group.cuh"
 #include "gpu/hmm_part.cuh"
 
 namespace sumprod::gpu {
@@ -19,28 +19,26 @@ template <class A, int States, int Split, int Unroll>
 class ResidentRecursion {
  public:
   using Real = typename A::Real;
+  using Group = HmmGroup<States, Split>;
   static constexpr int kStates = States, kSplit = Split, kUnroll = Unroll;
-  static constexpr int kRows = kStates / kSplit;    // of the matrix, per thread
-  static constexpr int kGroup = kStates * kSplit;   // threads per sequence
-  static constexpr bool kInWarp = kGroup <= kWarp;  // a group meets without a block barrier
-  static constexpr int kThreads = kGroup < 128 ? 128 : kGroup;
-  static constexpr int kGroups = kThreads / kGroup;  // sequences per block
-  static constexpr int kWarps = kInWarp ? 1 : kGroup / kWarp;
-  static constexpr float kFar = 131072;  // max-plus floats are trusted up to so far from the best
-  static_assert(kRows % 4 == 0 && (kInWarp || kGroups == 1));
+  static constexpr int kRows = kStates / kSplit;  // of the matrix, per thread
+  static constexpr int kGroup = Group::kSize, kGroups = Group::kGroups, kThreads = Group::kThreads;
+  static constexpr int kWarps = Group::kWarps;
+  static constexpr bool kInWarp = Group::kInWarp;
+  static_assert(kRows % 4 == 0);
 
   struct Shared {
     Real* message;       // [group][2][state]
     unsigned* key;       // [2][warp of the group]
     Real* emission_top;  // [2][step of the tile][warp of the group]
-    double* reduction;   // [warp of the block]
+    double* reductions;  // of the group
     int64_t bytes;
     SUMPROD_BOTH explicit Shared(unsigned char* base) {
       SharedArena arena(base);
       message = arena.take<Real>(kGroups * 2 * kStates);
       key = arena.take<unsigned>(2 * kWarps);
       emission_top = arena.take<Real>(2 * kUnroll * kWarps);
-      reduction = arena.take<double>(kThreads / kWarp);
+      reductions = arena.take<double>(Group::kReductions);
       bytes = arena.used();
     }
   };
@@ -50,6 +48,7 @@ class ResidentRecursion {
         args_(parts.recursion),
         p_(args_.problem),
         shared_(shared_memory()),
+        group_(shared_.reductions),
         part_of_(parts, int64_t(blockIdx.x) * kGroups + int(threadIdx.x) / kGroup) {
     const int lane = int(threadIdx.x) % kGroup;
     state_ = lane / kSplit;
@@ -99,45 +98,18 @@ class ResidentRecursion {
     const int64_t from = backward_ ? p_.transition_to : p_.transition_from;
     const int64_t to = backward_ ? p_.transition_from : p_.transition_to;
     const Real* potential = static_cast<const Real*>(p_.transition) + part_of_.sequence * p_.transition_batch;
-    const bool any = p_.steps > 1;
-    double highest = -infinity<double>(), lowest = infinity<double>();
-    bool zero = false, invalid = false;
+    TransitionSummary summary;
     for (int k = 0; k < kRows; ++k) {
       const int i = row_of(k);
-      Real x = -infinity<Real>();
-      if (any && i < p_.states && state_ < p_.states) {
-        x = potential[i * from + state_ * to];
-        zero |= x == -infinity<Real>();
-        invalid |= !(x < infinity<Real>());
-        if (x > -infinity<Real>() && x < infinity<Real>()) {
-          highest = double(x) > highest ? double(x) : highest;
-          lowest = double(x) < lowest ? double(x) : lowest;
-        }
+      weight_[k] = -infinity<Real>();
+      if (p_.steps > 1 && i < p_.states && state_ < p_.states) {
+        weight_[k] = potential[i * from + state_ * to];
+        summary.add(weight_[k]);
       }
-      weight_[k] = x;
     }
-    highest = group_max(highest);
-    lowest = -group_max(-lowest);
-    zero = any_of_group(zero);
-    invalid = any_of_group(invalid);
-    const bool none = highest == -infinity<double>();
-    const Real shift = none || A::kMaxPlus ? Real(0) : Real(highest);
-    for (int k = 0; k < kRows; ++k) weight_[k] = A::weight(weight_[k], shift);
-    return {double(shift), none ? 0.0 : lowest - highest, !zero, invalid};
-  }
-
-  // The largest of the group's numbers. For all threads of the block at once.
-  SUMPROD_DEVICE double group_max(double x) {
-    if constexpr (kInWarp) {
-      return warp_max(x, kGroup);
-    } else {
-      x = warp_max(x);
-      __syncthreads();
-      if (lane_of_thread() == 0) shared_.reduction[warp_of_thread()] = x;
-      __syncthreads();
-      for (int w = 0; w < kWarps; ++w) x = shared_.reduction[w] > x ? shared_.reduction[w] : x;
-      return x;
-    }
+    const WeightSummary weights = group_.of_all(summary).template weights<A>();
+    for (int k = 0; k < kRows; ++k) weight_[k] = A::weight(weight_[k], Real(weights.shift));
+    return weights;
   }
 
   // Steps that the matrix takes part in.
@@ -147,17 +119,10 @@ class ResidentRecursion {
   // whatever else is in the batch.
   SUMPROD_DEVICE void watch(const WeightSummary& summary) {
     if (weighed_steps() <= 0) return;
-    bool hopeless = summary.invalid;
-    if constexpr (!A::kMaxPlus) hopeless = hopeless || summary.lowest < LinearTrust<Real>::kSparse;
-    if (hopeless) {
-      redo_ = true;
-      length_ = 0;
-      return;
-    }
-    if constexpr (!A::kMaxPlus) {
-      watched_ = !(summary.dense && summary.lowest >= LinearTrust<Real>::kDense);
-      floor_ = power_of_two(int(LinearTrust<Real>::kProduct - summary.lowest / kLn2), Real());
-    }
+    trust_.watch(summary);
+    if (!trust_.hopeless) return;
+    trust_.redo = true;
+    length_ = 0;
   }
 
   // ---- emissions
@@ -170,17 +135,6 @@ class ResidentRecursion {
     }
   }
 
-  SUMPROD_DEVICE static Real or_zero(Real x) { return x == -infinity<Real>() ? Real(0) : x; }
-
-  // The largest over the states of the sequence, or 0 where there is none.
-  SUMPROD_DEVICE Real group_top(Real x) {
-    if constexpr (kInWarp) {
-      return or_zero(warp_max(x, kGroup));
-    } else {
-      return or_zero(Real(group_max(double(x))));
-    }
-  }
-
   // Prepares the first tile, with the initial potential in its first step. Large offsets, which cancel in every
   // posterior, are taken out of both before they are added.
   SUMPROD_DEVICE void start(Real (&raw)[kUnroll]) {
@@ -189,11 +143,11 @@ class ResidentRecursion {
     if (!backward_ && part_of_.exists && part_of_.place == 0 && state_ < p_.states) {
       x = initial[state_ * p_.initial_state];
     }
-    const Real initial_top = group_top(x), emission_top = group_top(raw[0]);
+    const Real initial_top = group_.top(x), emission_top = group_.top(raw[0]);
     raw[0] = (x - initial_top) + (raw[0] - emission_top);
     tops_ = double(initial_top) + double(emission_top);
 #pragma unroll
-    for (int k = 0; k < kUnroll; ++k) prepare(k, k, raw[k], group_top(raw[k]));
+    for (int k = 0; k < kUnroll; ++k) prepare(k, k, raw[k], group_.top(raw[k]));
     possible_ = next_possible_;
     next_possible_ = 0;
 #pragma unroll
@@ -211,10 +165,10 @@ class ResidentRecursion {
       const bool real = state_ < p_.states && length_ > 0;
       const double x = real ? start[state_] : double(A::zero());
       own_ = Real(x);
-      if (real) check(Real(x > 0.0), own_, !backward_ || (possible_ & 1u) != 0);
+      if (real) trust_.check(Real(x > 0.0), own_, !backward_ || (possible_ & 1u) != 0);
     }
     if (part_ == 0) message_[kStates + state_] = own_;
-    meet();
+    group_.meet();
   }
 
   // The factor of step `t`, the k-th of its tile.
@@ -238,11 +192,11 @@ class ResidentRecursion {
       if (t < steps_) {  // the same for all threads that meet
         step(t, k);
         if constexpr (kInWarp) {
-          prepare(k, t + kUnroll, raw[k], group_top(raw[k]));
+          prepare(k, t + kUnroll, raw[k], group_.top(raw[k]));
         } else {
           note_emission(first / kUnroll + 1, k, raw[k]);
         }
-        meet();
+        group_.meet();
       }
     }
     if constexpr (!kInWarp) {
@@ -255,14 +209,6 @@ class ResidentRecursion {
     next_possible_ = 0;
 #pragma unroll
     for (int k = 0; k < kUnroll; ++k) factor_[k] = next_factor_[k];
-  }
-
-  SUMPROD_DEVICE void meet() const {
-    if constexpr (kInWarp) {
-      __syncwarp();
-    } else {
-      __syncthreads();
-    }
   }
 
   // Large groups find the largest emission of a step by way of shared memory.
@@ -285,13 +231,13 @@ class ResidentRecursion {
     const typename A::Scale scale = t < 2 ? typename A::Scale(0) : A::correction(earlier_key(t), scale_);
     const Real predicted = A::rescaled(sum, scale);
     const Real message = A::with_emission(predicted, factor_[k]);
-    if (A::kMaxPlus && t > 0) note_depth(kInWarp ? key : (t < 2 ? A::kEmptyKey : earlier_key(t)));
+    if (A::kMaxPlus && t > 0) trust_.note_depth(kInWarp ? key : (t < 2 ? A::kEmptyKey : earlier_key(t)));
     last_key_ = key;
     scale_ = scale;
     if (t < length_) {
       own_ = message;
       scales_ += scale;
-      check(sum, message, (possible_ >> k & 1u) != 0);
+      trust_.check(sum, message, (possible_ >> k & 1u) != 0);
       keep(t, keeps_predicted_ ? predicted : message, scale);
     }
     if (part_ == 0) message_[(t & 1) * kStates + state_] = own_;
@@ -338,24 +284,6 @@ class ResidentRecursion {
     }
   }
 
-  // Max-plus: all states far below what was expected two steps before have lost digits.
-  SUMPROD_DEVICE void note_depth(unsigned key) {
-    if (key != A::kEmptyKey && from_ordered_key(key) < -kFar) redo_ = true;
-  }
-
-  // Notes what these numbers cannot hold.
-  SUMPROD_DEVICE void check(Real sum, Real message, bool possible) {
-    if constexpr (A::kMaxPlus) {
-      // A state so far from the best that its rounding could matter; those behind masks (-1e9 and below) are left
-      // out, unless they are all that is left (note_depth).
-      constexpr float kMask = -1e8f;
-      const bool within = message <= kFar && !(message < -kFar && message > kMask);  // NaN is not
-      if (!within) redo_ = true;
-    } else if (watched_) {
-      if (sum > Real(0) && possible && message < floor_) redo_ = true;
-    }
-  }
-
   SUMPROD_DEVICE void keep(int t, Real message, typename A::Scale scale) {
     if (keeps_) kept_[kept_at_] = message;
     kept_at_ += kept_step_;
@@ -367,13 +295,13 @@ class ResidentRecursion {
   // ---- the end
 
   SUMPROD_DEVICE void finish(const WeightSummary& summary) {
-    const Real total = group_total(part_ == 0 && state_ < p_.states ? own_ : A::zero());
+    const Real total = group_.template merge<A>(part_ == 0 && state_ < p_.states ? own_ : A::zero());
     if constexpr (A::kMaxPlus) {
-      if (length_ > 0) note_depth(A::key(total));
-      if (!kInWarp && length_ > 1) note_depth(earlier_key(length_));
+      if (length_ > 0) trust_.note_depth(A::key(total));
+      if (!kInWarp && length_ > 1) trust_.note_depth(earlier_key(length_));
     }
     if (!parts_.whole() && !parts_.transfer) note_next_exponent();
-    const bool flagged = any_of_group(redo_);
+    const bool flagged = group_.any(trust_.redo);
     if (!part_of_.exists || part_ != 0) return;
     if (parts_.transfer && length_ > 0) store_transfer(summary);
     if (state_ != 0) return;
@@ -408,7 +336,7 @@ class ResidentRecursion {
     transfers.order[row] = double(A::kMaxPlus ? scales_ : -scales_);
     if (part_of_.state > 0) return;
     transfers.log[place] = common_log(summary);
-    if (part_of_.place == 1) parts_.pieces.watched[part_of_.sequence] = watched_;
+    if (part_of_.place == 1) parts_.pieces.watched[part_of_.sequence] = trust_.watched;
   }
 
   // The next piece starts from a message that equals the last one here but for a power of two. Its first row is
@@ -418,39 +346,19 @@ class ResidentRecursion {
     const double* order = parts_.pieces.starts.order + part_of_.row(parts_);
     const double own = (part_of_.place > 0 ? order[0] : 0.0) - double(scales_), exponent = own - order[1];
     const bool sane = exponent >= -900.0 && exponent <= 900.0;
-    if (!sane) redo_ = true;
+    if (!sane) trust_.redo = true;
     if (keeps_exponents_) exponents_[length_] = sane ? int32_t(exponent) : 0;
-  }
-
-  SUMPROD_DEVICE Real group_total(Real x) {
-    constexpr int kWidth = kInWarp ? kGroup : kWarp;
-    for (int d = kWidth / 2; d > 0; d /= 2) x = A::merge(x, __shfl_xor_sync(kFullWarp, x, d));
-    if constexpr (!kInWarp) {
-      __syncthreads();
-      if (lane_of_thread() == 0) shared_.reduction[warp_of_thread()] = double(x);
-      __syncthreads();
-      x = Real(shared_.reduction[0]);
-      for (int w = 1; w < kWarps; ++w) x = A::merge(x, Real(shared_.reduction[w]));
-    }
-    return x;
-  }
-
-  SUMPROD_DEVICE bool any_of_group(bool x) const {
-    if constexpr (kInWarp) {
-      const unsigned group = kGroup == kWarp ? kFullWarp : (1u << kGroup % kWarp) - 1u;
-      return (__ballot_sync(kFullWarp, x) >> (lane_of_thread() / kGroup * kGroup) & group) != 0;
-    } else {
-      return __syncthreads_or(x) != 0;
-    }
   }
 
   const HmmParts& parts_;
   const HmmRecursion& args_;
   const HmmProblem& p_;
   const Shared shared_;
+  const Group group_;
   const HmmPart part_of_;
   int state_, part_;
-  bool backward_, watched_ = false, redo_ = false;
+  bool backward_;
+  HmmTrust<A> trust_;
   int length_, steps_ = 0;  // of this part, and of all that meet
   Real* message_;
   const Real* emission_;
@@ -465,7 +373,6 @@ class ResidentRecursion {
   Real factor_[kUnroll], next_factor_[kUnroll];  // of this tile and the next
   unsigned possible_ = 0, next_possible_ = 0;    // bit k: the emission of the tile's k-th step is not -inf
   Real own_ = A::zero();                         // the last message, of this state
-  Real floor_ = 0;
   typename A::Scale scale_ = 0;
   unsigned last_key_ = 0;
   double tops_ = 0.0;

@@ -175,7 +175,7 @@ class StepTile {
     if (!__syncthreads_or(threadIdx.x < kTileSequences && t_ < steps_of(p_, first_sequence_ + threadIdx.x))) return;
     if (t_ > 0) propagate();
     __syncthreads();
-    trust_.watch(*memory_.summary, p_.steps);
+    trust_.watch(*memory_.summary);
     for (int s = warp_of_thread(); s < kTileSequences; s += kStepWarps) finish(s);
   }
 
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(kStepThreads) stepwise_total_kernel(HmmRecursi
   if (b >= p.batch) return;
   const int64_t length = steps_of(p, b), tile = b / kTileSequences, s = b % kTileSequences;
   HmmTrust<A> trust;
-  trust.watch(*memory.summary, p.steps);
+  trust.watch(*memory.summary);
   double value = 0.0;  // a sequence without steps has one path, of weight 1
   if (args.forward && length > 0) {
     Real total = A::zero();

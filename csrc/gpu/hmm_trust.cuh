@@ -42,12 +42,12 @@ struct HmmTrust {
   bool watched = false, hopeless = false, redo = false;
   Real floor = 0;
 
-  SUMPROD_DEVICE void watch(const WeightSummary& summary, int64_t steps) {
-    hopeless = summary.invalid && steps > 1;
+  SUMPROD_DEVICE void watch(const WeightSummary& summary) {
+    hopeless = summary.invalid;
     if constexpr (!A::kMaxPlus) {
       watched = !(summary.dense && summary.lowest >= LinearTrust<Real>::kDense);
       hopeless = hopeless || summary.lowest < LinearTrust<Real>::kSparse;
-      floor = power_of_two(int(LinearTrust<Real>::kProduct - summary.lowest / kLn2), Real());
+      if (!hopeless) floor = power_of_two(int(LinearTrust<Real>::kProduct - summary.lowest / kLn2), Real());
     }
   }
 
