@@ -20,6 +20,9 @@ foreign+=$(grep -E '\.(cpp|h|cu|o)$|__pycache__' <<<"$names" || true)
 "$python" "$root/scripts/layered_venv.py" "$venv"
 "$venv/bin/python" -m pip --disable-pip-version-check --quiet install \
     --no-index --no-deps --ignore-installed "$wheel"
+# What the wheel says that it needs has to be enough; torch is there.
+"$venv/bin/python" -m pip --disable-pip-version-check --quiet install \
+    --constraint "$root/.venv/stamps/constraints.txt" "$wheel"
 cd "$venv" # not the repository: what is imported must be the installed package
 library=$(bin/python -c 'from sumprod import _native; print(_native.library_path)')
 [[ $library == "$venv"/* ]] || fail "imported $library instead of the wheel"

@@ -24,13 +24,23 @@ struct alignas(16) Four {
 
 constexpr double kLn2 = 0.69314718055994530942;
 
-// A key keeps the order of floats, so that the largest of a warp is one integer instruction.
+// A key keeps the order of numbers, so that the largest of a warp is one integer instruction, or two.
 SUMPROD_DEVICE unsigned ordered_key(float x) {
   const unsigned bits = __float_as_uint(x);
   return bits ^ (unsigned(int(bits) >> 31) | 0x80000000u);
 }
 SUMPROD_DEVICE float from_ordered_key(unsigned key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
+}
+
+SUMPROD_DEVICE unsigned long long ordered_key(double x) {
+  const long long bits = __double_as_longlong(x);
+  return (unsigned long long)(bits) ^ ((unsigned long long)(bits >> 63) | 1ull << 63);
+}
+SUMPROD_DEVICE unsigned top_of_warp(unsigned key) { return __reduce_max_sync(kFullWarp, key); }
+SUMPROD_DEVICE unsigned long long top_of_warp(unsigned long long key) {
+  const unsigned high = unsigned(key >> 32), top = __reduce_max_sync(kFullWarp, high);
+  return (unsigned long long)(top) << 32 | __reduce_max_sync(kFullWarp, high == top ? unsigned(key) : 0u);
 }
 
 // What is known of a transition matrix: filled by TransitionSummary in gpu/hmm_trust.cuh.

@@ -56,7 +56,7 @@ inline bool has_recursion(const HmmProblem& problem) {
 
 // Sums over paths, in scaled linear space, in the problem's precision.
 void run_linear_recursion(const HmmRecursion& recursion, const Stream& stream);
-// The best path (forward only), in float: for float32 problems.
+// The best path; forward only.
 void run_max_plus_recursion(const HmmRecursion& recursion, const Stream& stream);
 
 }  // namespace sumprod::gpu

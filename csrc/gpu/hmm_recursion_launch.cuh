@@ -1,6 +1,7 @@
 // How the kernel of gpu/hmm_recursion.cuh is put on a stream.
 #pragma once
 
+#include "gpu/hmm_large.h"
 #include "gpu/hmm_recursion.cuh"
 
 namespace sumprod::gpu {
@@ -33,7 +34,7 @@ void launch_resident_for(const HmmParts& parts, const Stream& stream) {
 
 // Whole sequences, or the three phases of gpu/hmm_pieces.h.
 template <class A>
-void run_recursion(const HmmRecursion& recursion, const Stream& stream) {
+void run_resident_recursion(const HmmRecursion& recursion, const Stream& stream) {
   const HmmProblem& problem = recursion.problem;
   const HmmDivision division =
       recursion.scratch == nullptr ? HmmDivision{problem.steps, 1, 1, 1} : divide_in_time(problem, stream);
@@ -55,6 +56,13 @@ void run_recursion(const HmmRecursion& recursion, const Stream& stream) {
   parts.recursion.forward = forward;
   parts.recursion.backward = backward;
   launch_resident_for<A>(parts, stream);
+}
+
+// By number of states.
+template <class A>
+void run_recursion(const HmmRecursion& recursion, const Stream& stream) {
+  if (recursion.problem.states > kMostResidentStates) return run_large_recursion<A>(recursion, stream);
+  run_resident_recursion<A>(recursion, stream);
 }
 
 }  // namespace sumprod::gpu

@@ -28,7 +28,7 @@ int64_t walk_message_row(const HmmProblem& problem);  // for HmmRecursion::messa
 int64_t walk_columns_bytes(const HmmProblem& problem);
 int64_t walk_scratch_bytes(const HmmWalk& walk, const Stream& stream);  // by sizes: pointers may be null
 
-// The best path from max-plus messages in float, and samples from linear messages in the problem's precision.
+// The best path from max-plus messages, and samples from linear ones.
 void walk_best_path(const HmmWalk& walk, const Stream& stream);
 void walk_samples(const HmmWalk& walk, const Stream& stream);
 

@@ -57,18 +57,20 @@ class BlockChoice : public WarpChoice<A_, kBlockWalkEntries, kBlockWalkTile<type
   }
 
  private:
+  using typename Warp::Key;
   using Warp::kNone;
   static constexpr int kMostWarps = kMostBlockWalkThreads / kWarp;
   static_assert(kMostWarps == kWarp);
 
   struct Shared {
-    unsigned *key, *state;   // [2][warp]: of its best entry
+    Key* key;                // [2][warp]: of its best entry
+    unsigned* state;         // which that is
     unsigned *first, *last;  // [warp]: the first above the threshold, the last of positive weight
     Real* total;             // [warp]: sum of its weights
     int64_t bytes;
     SUMPROD_BOTH explicit Shared(unsigned char* base) {
       SharedArena arena(base);
-      key = arena.take<unsigned>(2 * kMostWarps);
+      key = arena.take<Key>(2 * kMostWarps);
       state = arena.take<unsigned>(2 * kMostWarps);
       first = arena.take<unsigned>(kMostWarps);
       last = arena.take<unsigned>(kMostWarps);
@@ -81,15 +83,15 @@ class BlockChoice : public WarpChoice<A_, kBlockWalkEntries, kBlockWalkTile<type
   SUMPROD_DEVICE int best(Real (&w)[kEntries]) {
     const int at = turn_ * kMostWarps, lane = lane_of_thread(), warp = warp_of_thread();
     turn_ ^= 1;
-    unsigned key;
+    Key key;
     const unsigned own = first_of_warp_ + Warp::best(w, &key);
     if (lane == 0) {
       shared_.key[at + warp] = key;
       shared_.state[at + warp] = own;
     }
     __syncthreads();
-    key = lane < warps_ ? shared_.key[at + lane] : 0u;
-    const bool top = key == __reduce_max_sync(kFullWarp, key);
+    key = lane < warps_ ? shared_.key[at + lane] : Key(0);
+    const bool top = key == top_of_warp(key);
     return int(__reduce_min_sync(kFullWarp, top && lane < warps_ ? shared_.state[at + lane] : kNone));
   }
 

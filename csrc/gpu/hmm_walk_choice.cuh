@@ -235,17 +235,18 @@ class WarpChoice {
   }
 
  protected:
+  using Key = decltype(ordered_key(Real()));
   static constexpr unsigned kNone = 0xffffffffu;
 
   SUMPROD_DEVICE int best(Real (&w)[PerLane]) const {
-    unsigned key;
+    Key key;
     return int(best(w, &key));
   }
   // The best of the warp's entries, and its key.
-  SUMPROD_DEVICE unsigned best(Real (&w)[PerLane], unsigned* top_key) const {
+  SUMPROD_DEVICE unsigned best(Real (&w)[PerLane], Key* top_key) const {
     const int own = best_of(w);
-    const unsigned key = ordered_key(w[0]);
-    *top_key = __reduce_max_sync(kFullWarp, key);
+    const Key key = ordered_key(w[0]);
+    *top_key = top_of_warp(key);
     return lowest(key == *top_key ? unsigned(first_entry() + own) : kNone);
   }
 

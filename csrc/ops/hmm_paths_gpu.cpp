@@ -86,8 +86,7 @@ bool is_walked(const HmmProblem& problem) { return gpu::has_recursion(problem) &
 }  // namespace
 
 std::optional<Tensor> fast_viterbi(const GpuCall& call, const HmmProblem& problem, const HmmViterbiOutputs& outputs) {
-  // The max-plus recursion is in float.
-  if (!is_walked(problem) || problem.is_double) return std::nullopt;
+  if (!is_walked(problem)) return std::nullopt;
   return run(call, problem, {outputs.score, nullptr, 1, outputs.path, outputs.dead});
 }
 

@@ -66,8 +66,11 @@ def test_viterbi(spec: Spec) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced"])
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("states", [*STATES, 600])
-def test_viterbi_ties_take_the_lowest_state_from_the_end(states: int, kind: str, layout: str) -> None:
-    spec = Spec(kind, (4,), 5, states, lengths_form="random", layout=layout, seed=states)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_viterbi_ties_take_the_lowest_state_from_the_end(
+    dtype: torch.dtype, states: int, kind: str, layout: str
+) -> None:
+    spec = Spec(kind, (4,), 5, states, lengths_form="random", layout=layout, dtype=dtype, seed=states)
     case = test_hmm_viterbi.whole_numbers(spec, 2)
     path, score = ops.hmm_viterbi(*case.args, lengths=case.lengths)
     expected_path, expected = recursion.viterbi(case.model)

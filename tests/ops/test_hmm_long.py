@@ -22,6 +22,7 @@ def long_case(kind: str, batch: int, states: int, dtype: torch.dtype = torch.flo
     return replace(case, lengths=torch.tensor([STEPS, 1, 700, 0, STEPS - 1][:batch])).alive()
 
 
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 every_size = pytest.mark.parametrize(
     ("kind", "batch", "states"),
     [
@@ -38,15 +39,18 @@ every_size = pytest.mark.parametrize(
 
 
 @every_size
-def test_viterbi(kind: str, batch: int, states: int) -> None:
-    test_hmm_viterbi.check(long_case(kind, batch, states))
+@every_dtype
+def test_viterbi(kind: str, batch: int, states: int, dtype: torch.dtype) -> None:
+    test_hmm_viterbi.check(long_case(kind, batch, states, dtype))
 
 
 @every_size
-def test_ties_take_the_lowest_state_from_the_end(kind: str, batch: int, states: int) -> None:
-    case = test_hmm_viterbi.whole_numbers(
-        Spec(kind, (batch,), STEPS, states, lengths_form="random", seed=3), 2
-    )
+@every_dtype
+def test_ties_take_the_lowest_state_from_the_end(
+    kind: str, batch: int, states: int, dtype: torch.dtype
+) -> None:
+    spec = Spec(kind, (batch,), STEPS, states, lengths_form="random", dtype=dtype, seed=3)
+    case = test_hmm_viterbi.whole_numbers(spec, 2)
     path, score = ops.hmm_viterbi(*case.args, lengths=case.lengths)
     expected_path, expected = recursion.viterbi(case.model)
     assert path.tolist() == expected_path.tolist()
@@ -54,7 +58,7 @@ def test_ties_take_the_lowest_state_from_the_end(kind: str, batch: int, states: 
 
 
 @every_size
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@every_dtype
 def test_samples(kind: str, batch: int, states: int, dtype: torch.dtype, generator: torch.Generator) -> None:
     case = long_case(kind, batch, states, dtype)
     uniforms = uniforms_for(case, generator, 2)
