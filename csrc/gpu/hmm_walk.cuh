@@ -26,11 +26,11 @@ class Walk {
   using Real = typename A::Real;
   static constexpr int kTile = Choice::kTile;
 
-  SUMPROD_DEVICE Walk(const Real* columns, int states)
-      : choice_(columns, states), row_(walk_message_entries<Real>(states)) {}
+  SUMPROD_DEVICE explicit Walk(int states) : choice_(states), row_(walk_message_entries<Real>(states)) {}
 
   // The state of the stretch's first step; its count is positive.
-  SUMPROD_DEVICE int run(const Stretch<Real>& s) {
+  SUMPROD_DEVICE int run(const Stretch<Real>& s, const Real* columns) {
+    choice_.use(columns);
     const int64_t end = s.first + s.count - 1;
     state_ = s.next;
     count_ = s.count;
@@ -86,14 +86,13 @@ class Walk {
   Real uniform_[kTile] = {};
 };
 
-// The matrix in shared memory, or where it is.
+// A copy of the only matrix in shared memory, or null.
 template <class Real, bool kShared>
-SUMPROD_DEVICE const Real* walk_columns(const HmmWalk& args) {
-  const Real* columns = static_cast<const Real*>(args.columns);
-  if constexpr (!kShared) return columns;
+SUMPROD_DEVICE const Real* shared_walk_columns(const HmmWalk& args) {
+  if constexpr (!kShared) return nullptr;
   using Piece = Pack<Real, 16 / int(sizeof(Real))>;
   Piece* copy = reinterpret_cast<Piece*>(shared_memory());
-  const int pieces = int(args.problem.states + 1) * walk_row<Real>(args.problem.states) * int(sizeof(Real)) / 16;
+  const int pieces = int(walk_matrix<Real>(args.problem.states)) * int(sizeof(Real)) / 16;
   for (int k = int(threadIdx.x); k < pieces; k += int(blockDim.x)) copy[k] = static_cast<const Piece*>(args.columns)[k];
   __syncthreads();
   return reinterpret_cast<const Real*>(copy);
@@ -104,13 +103,13 @@ constexpr int kMostWalkThreads = 256;
 template <class A, int PerLane, bool kShared, class Stretches>
 __global__ void __launch_bounds__(kMostWalkThreads) walk_by_warp_kernel(HmmWalk args, Stretches stretches) {
   using Real = typename A::Real;
-  const Real* columns = walk_columns<Real, kShared>(args);
-  Walk<WarpChoice<A, PerLane>> walk(columns, int(args.problem.states));
+  const Real* columns = shared_walk_columns<Real, kShared>(args);
+  Walk<WarpChoice<A, PerLane>> walk(int(args.problem.states));
   const int warps = int(blockDim.x) / kWarp;
   const int64_t all = int64_t(gridDim.x) * warps;
   for (int64_t unit = int64_t(blockIdx.x) * warps + warp_of_thread(); unit < stretches.count; unit += all) {
     Stretch<Real> s;
-    const int state = stretches.stretch(unit, &s) ? walk.run(s) : -1;
+    const int state = stretches.stretch(unit, &s) ? walk.run(s, kShared ? columns : s.columns) : -1;
     stretches.finish(unit, state, lane_of_thread(), kWarp);
   }
 }
@@ -119,29 +118,29 @@ __global__ void __launch_bounds__(kMostWalkThreads) walk_by_warp_kernel(HmmWalk 
 template <class A, class Stretches>
 __global__ void __launch_bounds__(kMostBlockWalkThreads) walk_by_block_kernel(HmmWalk args, Stretches stretches) {
   using Real = typename A::Real;
-  Walk<BlockChoice<A>> walk(static_cast<const Real*>(args.columns), int(args.problem.states));
+  Walk<BlockChoice<A>> walk(int(args.problem.states));
   for (int64_t unit = blockIdx.x; unit < stretches.count; unit += gridDim.x) {
     Stretch<Real> s;
-    const int state = stretches.stretch(unit, &s) ? walk.run(s) : -1;
+    const int state = stretches.stretch(unit, &s) ? walk.run(s, s.columns) : -1;
     stretches.finish(unit, state, int(threadIdx.x), int(blockDim.x));
   }
 }
 
 // `lanes` of each warp walk: fewer where there are too few stretches to keep all warps busy, because what one warp
 // reads for many sequences lies in many places.
-template <class A, int States, class Stretches>
+template <class A, int States, bool kShared, class Stretches>
 __global__ void __launch_bounds__(kMostWalkThreads)
     walk_by_thread_kernel(HmmWalk args, Stretches stretches, int lanes) {
   using Real = typename A::Real;
-  const Real* columns = walk_columns<Real, true>(args);
-  Walk<ThreadChoice<A, States>> walk(columns, int(args.problem.states));
+  const Real* columns = shared_walk_columns<Real, kShared>(args);
+  Walk<ThreadChoice<A, States>> walk(int(args.problem.states));
   if (lane_of_thread() >= lanes) return;
   const int warps = int(blockDim.x) / kWarp;
   const int64_t all = int64_t(gridDim.x) * warps * lanes;
   int64_t unit = (int64_t(blockIdx.x) * warps + warp_of_thread()) * lanes + lane_of_thread();
   for (; unit < stretches.count; unit += all) {
     Stretch<Real> s;
-    const int state = stretches.stretch(unit, &s) ? walk.run(s) : -1;
+    const int state = stretches.stretch(unit, &s) ? walk.run(s, kShared ? columns : s.columns) : -1;
     stretches.finish(unit, state, 0, 1);
   }
 }
@@ -160,11 +159,21 @@ inline LaunchShape walk_shape(int64_t work, int64_t shared_bytes, const DevicePr
   return {blocks < most ? blocks : most, int(warps) * kWarp, shared_bytes};
 }
 
-template <class A, int PerLane, bool kShared, class Stretches>
+// Whether blocks copy the matrix.
+inline bool shares_walk_columns(const HmmWalk& args, const DeviceProperties& device) {
+  return walk_matrices(args.problem) == 1 && walk_columns_bytes(args.problem) <= device.shared_bytes;
+}
+
+template <class A, int PerLane, class Stretches>
 void walk_by_warp(const HmmWalk& args, const Stretches& stretches, const Stream& stream) {
-  const int64_t bytes = kShared ? walk_columns_bytes(args.problem) : 0;
-  launch(walk_by_warp_kernel<A, PerLane, kShared, Stretches>,
-         walk_shape(stretches.count, bytes, properties_of(stream.device)), stream, args, stretches);
+  const DeviceProperties& device = properties_of(stream.device);
+  if (shares_walk_columns(args, device)) {
+    launch(walk_by_warp_kernel<A, PerLane, true, Stretches>,
+           walk_shape(stretches.count, walk_columns_bytes(args.problem), device), stream, args, stretches);
+  } else {
+    launch(walk_by_warp_kernel<A, PerLane, false, Stretches>, walk_shape(stretches.count, 0, device), stream, args,
+           stretches);
+  }
 }
 
 template <class A, int States, class Stretches>
@@ -174,9 +183,14 @@ void walk_by_thread(const HmmWalk& args, const Stretches& stretches, const Strea
   const int64_t all = device.multiprocessors * kWarpsEach;
   int64_t lanes = (stretches.count + all - 1) / all;
   lanes = lanes < 1 ? 1 : (lanes > kWarp ? kWarp : lanes);
-  launch(walk_by_thread_kernel<A, States, Stretches>,
-         walk_shape((stretches.count + lanes - 1) / lanes, walk_columns_bytes(args.problem), device), stream, args,
-         stretches, int(lanes));
+  const int64_t warps = (stretches.count + lanes - 1) / lanes;
+  if (shares_walk_columns(args, device)) {
+    launch(walk_by_thread_kernel<A, States, true, Stretches>,
+           walk_shape(warps, walk_columns_bytes(args.problem), device), stream, args, stretches, int(lanes));
+  } else {
+    launch(walk_by_thread_kernel<A, States, false, Stretches>, walk_shape(warps, 0, device), stream, args, stretches,
+           int(lanes));
+  }
 }
 
 template <class A, class Stretches>
@@ -194,12 +208,10 @@ void walk_stretches(const HmmWalk& args, const Stretches& stretches, const Strea
   const int64_t states = args.problem.states;
   if (states <= 8) return walk_by_thread<A, 8>(args, stretches, stream);
   if (states <= kMostThreadStates) return walk_by_thread<A, 16>(args, stretches, stream);
-  if (states <= 32) return walk_by_warp<A, 1, true>(args, stretches, stream);
-  if (states <= 64) return walk_by_warp<A, 2, true>(args, stretches, stream);
-  if (states > kMostWarpStates) return walk_by_block<A>(args, stretches, stream);
-  const bool fits = walk_columns_bytes(args.problem) <= properties_of(stream.device).shared_bytes;
-  if (fits) return walk_by_warp<A, 4, true>(args, stretches, stream);
-  walk_by_warp<A, 4, false>(args, stretches, stream);
+  if (states <= 32) return walk_by_warp<A, 1>(args, stretches, stream);
+  if (states <= 64) return walk_by_warp<A, 2>(args, stretches, stream);
+  if (states <= kMostWarpStates) return walk_by_warp<A, 4>(args, stretches, stream);
+  walk_by_block<A>(args, stretches, stream);
 }
 
 }  // namespace sumprod::gpu

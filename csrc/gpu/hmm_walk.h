@@ -12,9 +12,9 @@
 namespace sumprod::gpu {
 
 struct HmmWalk {
-  HmmProblem problem;    // pointers to device memory; homogeneous transitions that all sequences share
+  HmmProblem problem;    // pointers to device memory; homogeneous transitions
   const void* messages;  // [batch, steps, walk_message_row()]: forward, after the emission, rows on scales of their own
-  void* columns;         // scratch, walk_columns_bytes(), 16-byte aligned: the matrix as a walk reads it
+  void* columns;         // scratch, walk_columns_bytes(), 16-byte aligned: the matrices as walks read them
   const void* uniforms;  // [draw, sequence, step]; null for the best path
   int64_t draws;         // paths per sequence: 1 for the best path
   int64_t draw_stride;   // between draws, in uniforms and in paths; sequences are `steps` apart
@@ -25,6 +25,8 @@ struct HmmWalk {
 };
 
 int64_t walk_message_row(const HmmProblem& problem);  // for HmmRecursion::message_row
+// One that all sequences share, or one for each.
+inline int64_t walk_matrices(const HmmProblem& problem) { return problem.transition_batch == 0 ? 1 : problem.batch; }
 int64_t walk_columns_bytes(const HmmProblem& problem);
 int64_t walk_scratch_bytes(const HmmWalk& walk, const Stream& stream);  // by sizes: pointers may be null
 

@@ -26,14 +26,14 @@ class BlockChoice : public WarpChoice<A_, kBlockWalkEntries, kBlockWalkTile<type
 
   static int64_t shared_bytes() { return Shared(nullptr).bytes; }
 
-  SUMPROD_DEVICE BlockChoice(const Real* columns, int states)
-      : Warp(columns, states),
-        columns_(columns + int(threadIdx.x) * kEntries),
+  SUMPROD_DEVICE explicit BlockChoice(int states)
+      : Warp(states),
         row_(int(blockDim.x) * kEntries),
         warps_(int(blockDim.x) / kWarp),
         first_of_warp_(unsigned(warp_of_thread()) * kMostWarpStates),
         shared_(shared_memory()) {}
 
+  SUMPROD_DEVICE void use(const Real* columns) { columns_ = columns + int(threadIdx.x) * kEntries; }
   // Threads without states read what others read.
   SUMPROD_DEVICE int first_read(int row) const {
     const int first = int(threadIdx.x) * kEntries;
@@ -116,7 +116,7 @@ class BlockChoice : public WarpChoice<A_, kBlockWalkEntries, kBlockWalkTile<type
     return int(__reduce_max_sync(kFullWarp, lane < warps_ ? shared_.last[lane] : 0u));
   }
 
-  const Real* columns_;
+  const Real* columns_ = nullptr;
   const int row_, warps_;
   const unsigned first_of_warp_;
   const Shared shared_;

@@ -9,6 +9,7 @@ namespace sumprod::gpu {
 // Steps of one path.
 template <class Real>
 struct Stretch {
+  const Real* columns;   // of the sequence's matrix
   const Real* messages;  // of step 0 of the sequence, like the next two
   const Real* uniforms;  // null for the best path
   int64_t* path;         // null when only the state of the first step is wanted
@@ -27,7 +28,7 @@ constexpr int kPack = N * int(sizeof(Real)) < 16 ? N : 16 / int(sizeof(Real));
 
 // ---- columns --------------------------------------------------------------------------------------
 
-// The matrix as walks read it, made once per call. Row z has the weights into state z from all states, linear ones
+// A matrix as walks read it, made once per call. Row z has the weights into state z from all states, linear ones
 // relative to the largest of the row; row `states` has weights of one, for a choice without a next state. Entries past
 // the states are zeros of the semiring, whatever messages have there. Rows for ThreadChoice begin in different banks.
 constexpr int64_t kMostThreadStates = 16, kMostWarpStates = 128;
@@ -42,13 +43,19 @@ SUMPROD_BOTH int walk_row(int64_t states) {
   return row;
 }
 
+template <class Real>
+SUMPROD_BOTH int64_t walk_matrix(int64_t states) {
+  return (states + 1) * walk_row<Real>(states);
+}
+
 template <class A>
-__global__ void walk_columns_kernel(HmmProblem p, typename A::Real* columns) {
+__global__ void walk_columns_kernel(HmmProblem p, int64_t matrices, typename A::Real* columns) {
   using Real = typename A::Real;
   const int warps = int(blockDim.x) / kWarp, row = walk_row<Real>(p.states);
-  const int64_t z = int64_t(blockIdx.x) * warps + warp_of_thread();
-  if (z > p.states) return;
-  const Real* from = static_cast<const Real*>(p.transition) + z * p.transition_to;
+  const int64_t line = int64_t(blockIdx.x) * warps + warp_of_thread();
+  const int64_t sequence = line / (p.states + 1), z = line % (p.states + 1);
+  if (sequence >= matrices) return;
+  const Real* from = static_cast<const Real*>(p.transition) + sequence * p.transition_batch + z * p.transition_to;
   const bool any = z < p.states && p.steps > 1;
   Real top = -infinity<Real>();
   if (any && !A::kMaxPlus) {
@@ -63,14 +70,15 @@ __global__ void walk_columns_kernel(HmmProblem p, typename A::Real* columns) {
     Real weight = A::zero();
     if (any && i < p.states) weight = A::weight(from[i * p.transition_from], top);
     if (z == p.states && i < p.states) weight = A::one();
-    columns[z * row + i] = weight + Real(0);  // no -0, so that sums compare as keys do
+    columns[line * row + i] = weight + Real(0);  // no -0, so that sums compare as keys do
   }
 }
 
 template <class A>
 void make_walk_columns(const HmmProblem& problem, void* columns, const Stream& stream) {
   constexpr int kThreads = 128, kWarps = kThreads / kWarp;
-  launch(walk_columns_kernel<A>, LaunchShape{(problem.states + kWarps) / kWarps, kThreads}, stream, problem,
+  const int64_t matrices = walk_matrices(problem), lines = matrices * (problem.states + 1);
+  launch(walk_columns_kernel<A>, LaunchShape{(lines + kWarps - 1) / kWarps, kThreads}, stream, problem, matrices,
          static_cast<typename A::Real*>(columns));
 }
 
@@ -165,7 +173,8 @@ class ThreadChoice {
   using Real = typename A::Real;
   static constexpr int kEntries = States, kTile = kWalkTile<Real, States>;
 
-  SUMPROD_DEVICE ThreadChoice(const Real* columns, int states) : columns_(columns), states_(states) {}
+  SUMPROD_DEVICE explicit ThreadChoice(int states) : states_(states) {}
+  SUMPROD_DEVICE void use(const Real* columns) { columns_ = columns; }
   SUMPROD_DEVICE int first_read(int) const { return 0; }
 
   SUMPROD_DEVICE int choose(const Real (&message)[States], Real uniform, int next) const {
@@ -196,7 +205,7 @@ class ThreadChoice {
 
  private:
   static constexpr int kRow = States + 16 / int(sizeof(Real));
-  const Real* columns_;
+  const Real* columns_ = nullptr;
   const int states_;
   int noted_[kTile];
 };
@@ -208,8 +217,8 @@ class WarpChoice {
   using Real = typename A::Real;
   static constexpr int kEntries = PerLane, kTile = Tile;
 
-  SUMPROD_DEVICE WarpChoice(const Real* columns, int)
-      : columns_(columns + lane_of_thread() * PerLane), lane_(lane_of_thread()) {}
+  SUMPROD_DEVICE explicit WarpChoice(int) : lane_(lane_of_thread()) {}
+  SUMPROD_DEVICE void use(const Real* columns) { columns_ = columns + first_entry(); }
   SUMPROD_DEVICE int first_entry() const { return lane_ * PerLane; }
   // Lanes without states read what others read.
   SUMPROD_DEVICE int first_read(int row) const { return first_entry() < row ? first_entry() : row - PerLane; }
@@ -312,7 +321,7 @@ class WarpChoice {
     return __reduce_max_sync(kFullWarp, state);
   }
 
-  const Real* columns_;  // from the first entry of this lane on
+  const Real* columns_ = nullptr;  // from the first entry of this lane on
   const int lane_;
   int turn_ = 0, kept_ = 0;
 };

@@ -22,6 +22,8 @@ class WalkParts {
   SUMPROD_DEVICE bool stretch(int64_t unit, Stretch<Real>* s) const {
     const HmmProblem& p = walk_.problem;
     const Place at = place(unit);
+    const int64_t matrix = p.transition_batch == 0 ? 0 : at.sequence * walk_matrix<Real>(p.states);
+    s->columns = static_cast<const Real*>(walk_.columns) + matrix;
     s->messages =
         static_cast<const Real*>(walk_.messages) + at.sequence * p.steps * walk_message_entries<Real>(p.states);
     s->uniforms = walk_.uniforms == nullptr ? nullptr : static_cast<const Real*>(walk_.uniforms) + at.offset;

@@ -7,9 +7,9 @@ int64_t walk_message_row(const HmmProblem& problem) {
 }
 
 int64_t walk_columns_bytes(const HmmProblem& problem) {
-  const int64_t rows = problem.states + 1;
-  return problem.is_double ? rows * walk_row<double>(problem.states) * int64_t(sizeof(double))
-                           : rows * walk_row<float>(problem.states) * int64_t(sizeof(float));
+  const int64_t each = problem.is_double ? walk_matrix<double>(problem.states) * int64_t(sizeof(double))
+                                         : walk_matrix<float>(problem.states) * int64_t(sizeof(float));
+  return walk_matrices(problem) * each;
 }
 
 void walk_samples(const HmmWalk& walk, const Stream& stream) {

@@ -9,8 +9,8 @@ namespace sumprod {
 
 namespace {
 
-// Memory for messages. Batches that need more are worked on in parts, but a sequence is never divided.
-constexpr int64_t kMessageBytes = int64_t(4) << 30;
+// Memory for messages and matrices. Batches that need more are worked on in parts, but a sequence is never divided.
+constexpr int64_t kScratchBytes = int64_t(4) << 30;
 
 int64_t number_bytes(const HmmProblem& p) { return p.is_double ? 8 : 4; }
 
@@ -68,9 +68,11 @@ void run_part(const HmmProblem& problem, int64_t first, int64_t count, const Pat
 }
 
 Tensor run(const GpuCall& call, const HmmProblem& problem, const PathOutputs& out) {
-  const int64_t each = problem.steps * gpu::walk_message_row(problem) * number_bytes(problem);
-  const int64_t part = std::clamp<int64_t>(kMessageBytes / each, 1, problem.batch);
-  Tensor messages = call.scratch(part * each), columns = call.scratch(gpu::walk_columns_bytes(problem));
+  const int64_t messages_each = problem.steps * gpu::walk_message_row(problem) * number_bytes(problem);
+  const int64_t columns_each = problem.transition_batch == 0 ? 0 : gpu::walk_columns_bytes(part_of(problem, 0, 1));
+  const int64_t part = std::clamp<int64_t>(kScratchBytes / (messages_each + columns_each), 1, problem.batch);
+  Tensor messages = call.scratch(part * messages_each);
+  Tensor columns = call.scratch(gpu::walk_columns_bytes(part_of(problem, 0, part)));
   Tensor redo = call.scratch(problem.batch);
   torch::stable::fill_(redo, 0.0);
   for (int64_t first = 0; first < problem.batch; first += part) {
@@ -80,18 +82,15 @@ Tensor run(const GpuCall& call, const HmmProblem& problem, const PathOutputs& ou
   return redo;
 }
 
-// One transition matrix for all sequences.
-bool is_walked(const HmmProblem& problem) { return gpu::has_recursion(problem) && problem.transition_batch == 0; }
-
 }  // namespace
 
 std::optional<Tensor> fast_viterbi(const GpuCall& call, const HmmProblem& problem, const HmmViterbiOutputs& outputs) {
-  if (!is_walked(problem)) return std::nullopt;
+  if (!gpu::has_recursion(problem)) return std::nullopt;
   return run(call, problem, {outputs.score, nullptr, 1, outputs.path, outputs.dead});
 }
 
 std::optional<Tensor> fast_sample(const GpuCall& call, const HmmProblem& problem, const HmmSampleOutputs& outputs) {
-  if (!is_walked(problem) || outputs.draws == 0) return std::nullopt;
+  if (!gpu::has_recursion(problem) || outputs.draws == 0) return std::nullopt;
   return run(call, problem, {nullptr, outputs.uniforms, outputs.draws, outputs.paths, outputs.dead});
 }
 

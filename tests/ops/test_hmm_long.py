@@ -16,40 +16,43 @@ from tests.oracles import recursion
 STEPS = 2500
 
 
-def long_case(kind: str, batch: int, states: int, dtype: torch.dtype = torch.float32) -> Case:
+def long_case(kind: str, form: str, batch: int, states: int, dtype: torch.dtype) -> Case:
     """Sequences of full length, of one step, of none, and of lengths between."""
-    case = build(Spec(kind, (batch,), STEPS, states, dtype=dtype, seed=states))
+    case = build(Spec(kind, (batch,), STEPS, states, transition_form=form, dtype=dtype, seed=states))
     return replace(case, lengths=torch.tensor([STEPS, 1, 700, 0, STEPS - 1][:batch])).alive()
 
 
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 every_size = pytest.mark.parametrize(
-    ("kind", "batch", "states"),
+    ("kind", "form", "batch", "states"),
     [
-        ("dense", 5, 3),
-        ("sparse", 2, 8),
-        ("peaked_50", 3, 8),
-        ("dense", 3, 13),
-        ("left_right", 1, 16),
-        ("sparse", 3, 20),
-        ("dense", 1, 40),
-        ("dense", 1, 64),
+        ("dense", "SS", 5, 3),
+        ("sparse", "SS", 2, 8),
+        ("peaked_50", "B1SS", 3, 8),
+        ("dense", "B1SS", 3, 13),
+        ("left_right", "SS", 1, 16),
+        ("sparse", "B1SS", 3, 20),
+        ("dense", "SS", 1, 40),
+        ("dense", "B1SS", 2, 60),
+        ("dense", "B1SS", 2, 100),
     ],
 )
 
 
 @every_size
 @every_dtype
-def test_viterbi(kind: str, batch: int, states: int, dtype: torch.dtype) -> None:
-    test_hmm_viterbi.check(long_case(kind, batch, states, dtype))
+def test_viterbi(kind: str, form: str, batch: int, states: int, dtype: torch.dtype) -> None:
+    test_hmm_viterbi.check(long_case(kind, form, batch, states, dtype))
 
 
 @every_size
 @every_dtype
 def test_ties_take_the_lowest_state_from_the_end(
-    kind: str, batch: int, states: int, dtype: torch.dtype
+    kind: str, form: str, batch: int, states: int, dtype: torch.dtype
 ) -> None:
-    spec = Spec(kind, (batch,), STEPS, states, lengths_form="random", dtype=dtype, seed=3)
+    spec = Spec(
+        kind, (batch,), STEPS, states, transition_form=form, lengths_form="random", dtype=dtype, seed=3
+    )
     case = test_hmm_viterbi.whole_numbers(spec, 2)
     path, score = ops.hmm_viterbi(*case.args, lengths=case.lengths)
     expected_path, expected = recursion.viterbi(case.model)
@@ -59,8 +62,10 @@ def test_ties_take_the_lowest_state_from_the_end(
 
 @every_size
 @every_dtype
-def test_samples(kind: str, batch: int, states: int, dtype: torch.dtype, generator: torch.Generator) -> None:
-    case = long_case(kind, batch, states, dtype)
+def test_samples(
+    kind: str, form: str, batch: int, states: int, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    case = long_case(kind, form, batch, states, dtype)
     uniforms = uniforms_for(case, generator, 2)
     draws = test_hmm_sample.draw(case, uniforms)
     test_hmm_sample.check_possible(case, draws)
