@@ -4,7 +4,7 @@
 #   scripts/test_sanitized.sh [pytest arguments]        SANITIZE=address,undefined to choose others
 #
 # Only our libraries are instrumented, so the run-time libraries of the sanitizers are preloaded
-# into an ordinary Python. Leaks are not looked for: Python and torch keep memory until the end.
+# into an ordinary Python. CUDA kernels are looked at by scripts/test_emulated.sh. Leaks are not looked for: Python and torch keep memory until the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 sanitize=${SANITIZE:-address,undefined}
@@ -15,6 +15,7 @@ venv=$PWD/build/sanitize/venv
     --no-build-isolation --no-deps --ignore-installed \
     --config-settings=build-dir=build/sanitize/native \
     --config-settings=cmake.define.SUMPROD_SANITIZE="$sanitize" \
+    --config-settings=cmake.define.SUMPROD_CUDA=OFF \
     --config-settings=install.strip=false .
 
 runtime() { "${CXX:-c++}" -print-file-name="lib$1.so"; }
