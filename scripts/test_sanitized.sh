@@ -4,7 +4,8 @@
 #   scripts/test_sanitized.sh [pytest arguments]        SANITIZE=address,undefined to choose others
 #
 # Only our libraries are instrumented, so the run-time libraries of the sanitizers are preloaded
-# into an ordinary Python. CUDA kernels are looked at by scripts/test_emulated.sh. Leaks are not looked for: Python and torch keep memory until the end.
+# into an ordinary Python. Leaks are not looked for: Python and torch keep memory until the end.
+# CUDA kernels are looked at by scripts/test_emulated.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 sanitize=${SANITIZE:-address,undefined}
