@@ -5,6 +5,7 @@
 #include "gpu/hmm_carry.cuh"
 
 #if defined(SUMPROD_EMULATED_GPU)
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #endif
@@ -22,8 +23,6 @@ constexpr int64_t kLeastPieceSteps = 32;            // what the start of a block
 constexpr double kCarryCost = 2.0;                  // one place of a carry, per level, in steps of the recursion
 constexpr int64_t kMostPiecesOneLevel = 24;
 
-int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t group_threads(int64_t states) { return states <= 8 ? 8 : (states <= 16 ? 16 : (states <= 32 ? 32 : 128)); }
 
 HmmDivision divided(int64_t steps, int64_t piece, int64_t range) {
@@ -33,19 +32,25 @@ HmmDivision divided(int64_t steps, int64_t piece, int64_t range) {
 
 }  // namespace
 
+bool forced_pieces(int64_t* steps, int64_t* range) {
+#if defined(SUMPROD_EMULATED_GPU)
+  if (const char* forced = getenv("SUMPROD_EMULATED_PIECES")) {
+    if (sscanf(forced, "%" SCNd64 ",%" SCNd64, steps, range) != 2 || *steps < 1 || *range < 1) abort();
+    return true;
+  }
+#endif
+  return false;
+}
+
 // With C pieces, phases 1 and 3 take about T / C steps each and phase 2 about 3 sqrt(C) places; they balance at
 // C^(3/2) = T / kCarryCost. More pieces than the GPU holds at once gain nothing.
 HmmDivision divide_in_time(const HmmProblem& problem, const Stream& stream) {
   const HmmDivision whole = {problem.steps, 1, 1, 1};
   if (problem.states > kMostDividedStates || problem.batch == 0) return whole;
-#if defined(SUMPROD_EMULATED_GPU)
-  // For tests: "steps of a piece, pieces of a range".
-  if (const char* forced = getenv("SUMPROD_EMULATED_PIECES")) {
-    long long piece = 0, range = 0;
-    if (sscanf(forced, "%lld,%lld", &piece, &range) != 2 || piece < 1 || range < 1) abort();
-    return problem.steps > piece ? divided(problem.steps, piece, range) : whole;
+  int64_t forced = 0, forced_range = 0;
+  if (forced_pieces(&forced, &forced_range)) {
+    return problem.steps > forced ? divided(problem.steps, forced, forced_range) : whole;
   }
-#endif
   const int64_t groups =
       properties_of(stream.device).multiprocessors * kThreadsPerMultiprocessor / group_threads(problem.states);
   const int64_t at_once = groups / (problem.batch * problem.states);

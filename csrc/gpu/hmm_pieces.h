@@ -53,6 +53,9 @@ struct HmmDivision {
   int64_t steps, pieces;  // per piece; per sequence
   int64_t range, ranges;  // pieces per range; ranges per sequence
 };
+inline int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// For tests on the emulated GPU: what SUMPROD_EMULATED_PIECES says, "steps of a piece, pieces of a range"; else false.
+bool forced_pieces(int64_t* steps, int64_t* range);
 HmmDivision divide_in_time(const HmmProblem& problem, const Stream& stream);
 // The scratch memory that the division needs; 0 where there is none.
 int64_t divided_scratch_bytes(const HmmProblem& problem, const Stream& stream);

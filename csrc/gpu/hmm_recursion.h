@@ -32,14 +32,11 @@ struct HmmRecursion {
   int64_t message_row;
 };
 
-// Whether the resident recursions serve these sizes and strides, with one transition matrix for all sequences, or also
-// with one for each.
-inline bool is_resident_for_each(const HmmProblem& problem) {
+// Whether the resident recursions serve these sizes and strides, with one transition matrix for all sequences or one
+// for each.
+inline bool is_resident(const HmmProblem& problem) {
   return problem.transition_time == 0 && problem.states <= kMostResidentStates && problem.batch > 0 &&
          problem.steps > 0;
-}
-inline bool is_resident(const HmmProblem& problem) {
-  return is_resident_for_each(problem) && problem.transition_batch == 0;
 }
 
 // What the recursions below need as `scratch`: to run few long sequences in parallel over time (gpu/hmm_pieces.h), or
@@ -50,8 +47,8 @@ int64_t recursion_scratch_bytes(const HmmProblem& problem, const Stream& stream)
 constexpr int64_t kMostRecursionStates = 4096;
 inline bool has_recursion(const HmmProblem& problem) {
   const bool large = problem.states > kMostResidentStates && problem.states <= kMostRecursionStates;
-  return is_resident_for_each(problem) || (large && problem.transition_time == 0 && problem.transition_batch == 0 &&
-                                           problem.batch > 0 && problem.steps > 0);
+  return is_resident(problem) || (large && problem.transition_time == 0 && problem.transition_batch == 0 &&
+                                  problem.batch > 0 && problem.steps > 0);
 }
 
 // Sums over paths, in scaled linear space, in the problem's precision.

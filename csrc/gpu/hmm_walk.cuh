@@ -159,21 +159,19 @@ inline LaunchShape walk_shape(int64_t work, int64_t shared_bytes, const DevicePr
   return {blocks < most ? blocks : most, int(warps) * kWarp, shared_bytes};
 }
 
-// Whether blocks copy the matrix.
-inline bool shares_walk_columns(const HmmWalk& args, const DeviceProperties& device) {
-  return walk_matrices(args.problem) == 1 && walk_columns_bytes(args.problem) <= device.shared_bytes;
+// What blocks need to copy the matrix, or 0 where they do not.
+inline int64_t shared_walk_bytes(const HmmWalk& args, const DeviceProperties& device) {
+  const int64_t bytes = walk_columns_bytes(args.problem);
+  return walk_matrices(args.problem) == 1 && bytes <= device.shared_bytes ? bytes : 0;
 }
 
 template <class A, int PerLane, class Stretches>
 void walk_by_warp(const HmmWalk& args, const Stretches& stretches, const Stream& stream) {
   const DeviceProperties& device = properties_of(stream.device);
-  if (shares_walk_columns(args, device)) {
-    launch(walk_by_warp_kernel<A, PerLane, true, Stretches>,
-           walk_shape(stretches.count, walk_columns_bytes(args.problem), device), stream, args, stretches);
-  } else {
-    launch(walk_by_warp_kernel<A, PerLane, false, Stretches>, walk_shape(stretches.count, 0, device), stream, args,
-           stretches);
-  }
+  const int64_t bytes = shared_walk_bytes(args, device);
+  const auto kernel =
+      bytes > 0 ? walk_by_warp_kernel<A, PerLane, true, Stretches> : walk_by_warp_kernel<A, PerLane, false, Stretches>;
+  launch(kernel, walk_shape(stretches.count, bytes, device), stream, args, stretches);
 }
 
 template <class A, int States, class Stretches>
@@ -183,14 +181,10 @@ void walk_by_thread(const HmmWalk& args, const Stretches& stretches, const Strea
   const int64_t all = device.multiprocessors * kWarpsEach;
   int64_t lanes = (stretches.count + all - 1) / all;
   lanes = lanes < 1 ? 1 : (lanes > kWarp ? kWarp : lanes);
-  const int64_t warps = (stretches.count + lanes - 1) / lanes;
-  if (shares_walk_columns(args, device)) {
-    launch(walk_by_thread_kernel<A, States, true, Stretches>,
-           walk_shape(warps, walk_columns_bytes(args.problem), device), stream, args, stretches, int(lanes));
-  } else {
-    launch(walk_by_thread_kernel<A, States, false, Stretches>, walk_shape(warps, 0, device), stream, args, stretches,
-           int(lanes));
-  }
+  const int64_t warps = (stretches.count + lanes - 1) / lanes, bytes = shared_walk_bytes(args, device);
+  const auto kernel = bytes > 0 ? walk_by_thread_kernel<A, States, true, Stretches>
+                                : walk_by_thread_kernel<A, States, false, Stretches>;
+  launch(kernel, walk_shape(warps, bytes, device), stream, args, stretches, int(lanes));
 }
 
 template <class A, class Stretches>

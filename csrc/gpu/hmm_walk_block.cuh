@@ -58,6 +58,7 @@ class BlockChoice : public WarpChoice<A_, kBlockWalkEntries, kBlockWalkTile<type
 
  private:
   using typename Warp::Key;
+  using Warp::columns_;
   using Warp::kNone;
   static constexpr int kMostWarps = kMostBlockWalkThreads / kWarp;
   static_assert(kMostWarps == kWarp);
@@ -116,7 +117,6 @@ class BlockChoice : public WarpChoice<A_, kBlockWalkEntries, kBlockWalkTile<type
     return int(__reduce_max_sync(kFullWarp, lane < warps_ ? shared_.last[lane] : 0u));
   }
 
-  const Real* columns_ = nullptr;
   const int row_, warps_;
   const unsigned first_of_warp_;
   const Shared shared_;

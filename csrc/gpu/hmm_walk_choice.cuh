@@ -245,6 +245,7 @@ class WarpChoice {
 
  protected:
   using Key = decltype(ordered_key(Real()));
+  const Real* columns_ = nullptr;  // from the first entry of this thread on
   static constexpr unsigned kNone = 0xffffffffu;
 
   SUMPROD_DEVICE int best(Real (&w)[PerLane]) const {
@@ -321,7 +322,6 @@ class WarpChoice {
     return __reduce_max_sync(kFullWarp, state);
   }
 
-  const Real* columns_ = nullptr;  // from the first entry of this lane on
   const int lane_;
   int turn_ = 0, kept_ = 0;
 };

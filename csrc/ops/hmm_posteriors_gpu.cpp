@@ -91,7 +91,7 @@ std::optional<Tensor> fast_marginals(const GpuCall& call, const HmmProblem& prob
 }
 
 std::optional<Tensor> fast_pairwise(const GpuCall& call, const HmmProblem& problem, const HmmPairwiseOutputs& out) {
-  if (!gpu::is_resident_for_each(problem) || problem.steps < 2) return std::nullopt;
+  if (!gpu::is_resident(problem) || problem.steps < 2) return std::nullopt;
   Passes passes(call, problem);
   Tensor backward = call.scratch(passes.message_bytes());
   Tensor shift = call.scratch(gpu::shift_count(problem) * int64_t(sizeof(double)));

@@ -151,8 +151,11 @@ def check_possible(case: Case, draws: Tensor) -> None:
         assert np.isfinite(recursion.path_score(model, np.where(real, paths, 0))).all()
 
 
-def check_inverted(case: Case, uniforms: Tensor, draws: Tensor, tolerance: float) -> None:
+def check_inverted(case: Case, uniforms: Tensor) -> None:
     """Each state is where the cumulative weights, given the state after it, exceed the uniform number."""
+    draws = draw(case, uniforms)
+    check_possible(case, draws)
+    tolerance = 1e-4 if uniforms.dtype == torch.float32 else 1e-9
     model = case.model
     filtered = recursion.forward(model).filtered
     numbers = uniforms.double().reshape(len(uniforms), model.sequences, model.steps).numpy()
